@@ -1,0 +1,1 @@
+"""amqptasks: a distributed task system whose only broker is RabbitMQ."""
