@@ -1,0 +1,202 @@
+"""The contract every result backend keeps, and the backend of those who have none.
+
+A backend stores records and lets callers wait for the final one. It knows nothing of handles, tasks or the app, so a
+new one needs only this file and `results/record.py`; `tests/conformance/test_result_backends.py` says whether it keeps
+the contract. Methods may be called from any thread unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+from amqptasks.exceptions import ImproperlyConfigured, TimeoutError
+from amqptasks.results.record import ResultRecord
+
+if TYPE_CHECKING:
+    from amqptasks.wire.message import Message
+
+__all__ = ["DisabledBackend", "NoResultBackend", "OnRecord", "ResultBackend", "timed_out"]
+
+#: Called with every record that comes in while waiting, the final one included.
+OnRecord = Callable[[ResultRecord], None]
+
+
+def timed_out() -> TimeoutError:
+    """Make the error of a wait that took too long, with Celery's text."""
+    return TimeoutError("The operation timed out.")
+
+
+class NoResultBackend(ImproperlyConfigured, NotImplementedError):
+    """A result was asked for, but the app keeps none. (Celery raises NotImplementedError here: that catches it too.)"""
+
+
+class ResultBackend(ABC):
+    """Where results are kept, or how they travel.
+
+    Attributes:
+        persistent: Whether any process can read any result by id. If not, only the process that sent the task can.
+        in_message: Whether results travel as messages: the worker then publishes what `message` makes, together with
+            whatever else follows the task, instead of calling `store`.
+    """
+
+    persistent: bool = True
+    in_message: bool = False
+
+    # -- the worker's side
+
+    @abstractmethod
+    def store(self, record: ResultRecord) -> None:
+        """Keep a record. Storing it twice is storing it once; `record.supersedes` says what may replace what.
+
+        Raises:
+            BackendStoreError: It could not be kept.
+        """
+
+    def message(self, record: ResultRecord, reply_to: str | None, correlation_id: str | None) -> Message | None:
+        """Make the message that carries a record to who waits for it; None if nobody does, or if results do not travel.
+
+        Raises:
+            EncodeError: The result cannot be serialized.
+        """
+        del record, reply_to, correlation_id
+        return None
+
+    # -- the caller's side
+
+    def reply_to(self) -> str | None:
+        """Return the name of the queue that answers must be sent to; None for a backend that stores them."""
+        return None
+
+    def expect(self, task_id: str) -> None:
+        """Get ready for an answer. Called before the task is sent, so that no answer can come too early.
+
+        May be called more than once for one id. `forget` takes it back, for instance when sending failed.
+        """
+        del task_id
+
+    @abstractmethod
+    def fetch(self, task_id: str) -> ResultRecord | None:
+        """Return the newest record of a task at once; None when nothing is known of it.
+
+        Raises:
+            BackendGetMetaError: The store could not be read.
+        """
+
+    @abstractmethod
+    def wait(self, task_id: str, timeout_s: float | None, on_record: OnRecord | None = None) -> ResultRecord:
+        """Wait until the task is finished and return its final record. Any number of threads may wait for one id.
+
+        Args:
+            timeout_s: None waits for as long as it takes; zero or less only looks.
+            on_record: Called on the waiting thread with each record that is seen while waiting, the final one included.
+
+        Raises:
+            TimeoutError: It was not finished in time.
+            ResultUnreachable: This process can never see that result.
+            BackendGetMetaError: The store could not be read.
+        """
+
+    def wait_any(
+        self, task_ids: Collection[str], timeout_s: float | None, on_record: OnRecord | None = None
+    ) -> list[ResultRecord]:
+        """Wait until at least one of several tasks is finished and return the final records of all that are.
+
+        This version looks at every task between waits for the first. Backends that can be told should do better.
+
+        Raises:
+            TimeoutError: None was finished in time.
+            ResultUnreachable: This process can never see one of those results.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        pause_s = 0.01
+        while True:
+            records = [record for record in map(self.fetch, task_ids) if record is not None and record.is_final]
+            if records:
+                for record in records:
+                    if on_record is not None:
+                        on_record(record)
+                return records
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if not task_ids or (left_s is not None and left_s <= 0):
+                raise timed_out()
+            try:
+                self.wait(next(iter(task_ids)), pause_s if left_s is None else min(pause_s, left_s))
+            except TimeoutError:
+                # Grows, so that a long wait costs little; bounded, so that it stays lively.
+                pause_s = min(pause_s * 1.5, 0.5)
+
+    @abstractmethod
+    def forget(self, task_id: str) -> None:
+        """Drop what is known of a task, and stop expecting it. Unknown ids are fine."""
+
+    # -- groups
+
+    def save_group(self, group_id: str, plain: Any) -> None:
+        """Keep the plain tuple of a group's results (`GroupResult.as_tuple`) for `fetch_group`."""
+        del group_id, plain
+        raise self._cannot_keep_groups()
+
+    def fetch_group(self, group_id: str) -> Any:
+        """Return what `save_group` kept; None when nothing is."""
+        del group_id
+        raise self._cannot_keep_groups()
+
+    def delete_group(self, group_id: str) -> None:
+        """Drop what `save_group` kept. Unknown ids are fine."""
+        del group_id
+        raise self._cannot_keep_groups()
+
+    def _cannot_keep_groups(self) -> NoResultBackend:
+        return NoResultBackend(
+            f"the result backend {self.as_uri()} cannot save groups; use one that stores results, or keep the "
+            "GroupResult itself"
+        )
+
+    # -- life
+
+    def as_uri(self) -> str:
+        """Name the backend for logs and errors, without passwords."""
+        return f"{type(self).__name__.removesuffix('Backend').lower()}://"
+
+    def close(self) -> None:
+        """Let go of everything, waking whoever waits. Safe to call twice, and before first use. Never blocks long."""
+
+
+class DisabledBackend(ResultBackend):
+    """The backend of an app without one: what workers store vanishes, and every read says what to do about it."""
+
+    persistent = False
+
+    def store(self, record: ResultRecord) -> None:
+        """Keep nothing: without a backend, results are thrown away."""
+
+    def fetch(self, task_id: str) -> ResultRecord | None:
+        """Refuse: nothing was ever kept."""
+        raise self._disabled(task_id)
+
+    def wait(self, task_id: str, timeout_s: float | None, on_record: OnRecord | None = None) -> ResultRecord:
+        """Refuse: it would wait for ever."""
+        raise self._disabled(task_id)
+
+    def wait_any(
+        self, task_ids: Collection[str], timeout_s: float | None, on_record: OnRecord | None = None
+    ) -> list[ResultRecord]:
+        """Refuse: it would wait for ever."""
+        raise self._disabled(next(iter(task_ids), ""))
+
+    def forget(self, task_id: str) -> None:
+        """Do nothing: nothing was ever kept."""
+
+    def as_uri(self) -> str:
+        """Return ``disabled://``."""
+        return "disabled://"
+
+    @staticmethod
+    def _disabled(task_id: str) -> NoResultBackend:
+        return NoResultBackend(
+            f"No result backend is configured, so the result of task {task_id} is not kept. "
+            "Give the app one, for example App(backend='rpc://')."
+        )
