@@ -1,0 +1,322 @@
+"""Publishing on a loop: mandatory, confirmed, in batches, with every message ending in exactly one outcome.
+
+`ConfirmChannel` is the half that lives on the loop's thread. Workers use it as it is; programs go through
+`publisher.Publisher`, which adds threads, deadlines and retries. A message is *claimed* just before it is written: who
+claims it first, the loop or a caller that gives up, decides whether it can ever have reached the broker.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pika.exceptions
+from pika.channel import Channel
+
+from amqptasks.broker.declarer import Declarer
+from amqptasks.broker.frames import publish_frames
+from amqptasks.broker.link import Connection
+from amqptasks.broker.loop import Loop
+from amqptasks.broker.topology import Step
+from amqptasks.exceptions import EncodeError, NotSent, OperationalError, TopologyConflict, Unroutable
+from amqptasks.wire.message import EncodedMessage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What must be declared before a message can be sent: a name to remember it by, and how to get the steps.
+
+    The steps depend on the broker's version, which only an open connection knows.
+    """
+
+    key: str
+    steps: Callable[[tuple[int, ...] | None], Sequence[Step]]
+
+
+class Interrupted(OperationalError):
+    """A try that ended without an answer from the broker. ``written`` says whether the message had left."""
+
+    def __init__(self, reason: str, *, written: bool) -> None:
+        super().__init__(reason)
+        self.written = written
+
+
+class Outgoing:
+    """One message on its way out, and the callback that learns its end: ``on_done(outgoing, error or None)``."""
+
+    __slots__ = ("_claim", "mandatory", "message", "need", "on_done", "redeclared", "returned", "was_written")
+
+    def __init__(
+        self,
+        message: EncodedMessage,
+        need: Need | None,
+        on_done: Callable[[Outgoing, OperationalError | EncodeError | None], None],
+        *,
+        mandatory: bool = True,
+    ) -> None:
+        self.message = message
+        self.need = need
+        self.on_done = on_done
+        self.mandatory = mandatory
+        self.returned: str | None = None
+        self.redeclared = False
+        self.was_written = False
+        self._claim = [None]
+
+    def claim(self) -> bool:
+        """Take the right to decide this message's fate; True for one caller only, whatever thread it is on."""
+        try:
+            self._claim.pop()
+        except IndexError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give the right back, for another try."""
+        self._claim = [None]
+
+
+class ConfirmChannel:
+    """Sends `Outgoing` messages over the connections it is given, one after another. Belongs to the loop's thread."""
+
+    def __init__(self, loop: Loop, *, confirm: bool = True) -> None:
+        self._loop = loop
+        self._confirm = confirm
+        self._connection: Connection | None = None
+        self._declarer: Declarer | None = None
+        self._version: tuple[int, ...] | None = None
+        self._channel: Channel | None = None
+        self._number = 0
+        self._frame_max = 131072
+        self._tag = 0
+        self._blocked = False
+        self._scheduled = False
+        self._queue: deque[Outgoing] = deque()
+        #: Written and not yet answered, by delivery tag, oldest first.
+        self._unconfirmed: dict[int, Outgoing] = {}
+        # After the broker closed the channel on one of several messages, they go out one at a time to find which.
+        self._suspects: deque[Outgoing] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Messages that have not had their outcome."""
+        return len(self._queue) + len(self._unconfirmed) + len(self._suspects)
+
+    def up(self, connection: Connection, declarer: Declarer, version: tuple[int, ...] | None) -> None:
+        """Use this connection from now on."""
+        self._connection, self._declarer, self._version = connection, declarer, version
+        self._blocked = False
+        connection.add_on_connection_blocked_callback(self._on_blocked)
+        connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        self._open_channel()
+
+    def down(self, reason: str) -> None:
+        """Forget the connection: what was written is answered with `Interrupted`, what was not stays queued."""
+        self._connection = self._declarer = self._channel = None
+        lost = list(self._unconfirmed.values())
+        suspects, self._suspects = self._suspects, deque()
+        self._unconfirmed = {}
+        self._queue.extendleft(reversed(suspects))
+        for out in lost:
+            self._finish(out, Interrupted(reason, written=True))
+
+    def send(self, out: Outgoing) -> None:
+        """Send as soon as there is a connection. What is sent in one turn of the loop leaves together."""
+        self._queue.append(out)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.at_turn_end(self.pump)
+
+    def pump(self) -> None:
+        """Write what can be written now."""
+        self._scheduled = False
+        connection = self._connection
+        if connection is None or self._channel is None or self._blocked:
+            return
+        if self._suspects:
+            self._pump_suspect(connection)
+            return
+        queue = self._queue
+        connection.cork()
+        try:
+            while queue:
+                self._offer(connection, queue.popleft())
+        finally:
+            connection.uncork()
+
+    def fail_unwritten(self, error: OperationalError, which: Callable[[Outgoing], bool]) -> None:
+        """Answer the queued messages that ``which`` picks with an error, instead of keeping them for a connection."""
+        picked = [out for out in self._queue if which(out)]
+        for out in picked:
+            self._queue.remove(out)
+            if out.claim():
+                out.on_done(out, error)
+
+    def _offer(self, connection: Connection, out: Outgoing) -> None:
+        need, declarer = out.need, self._declarer
+        if need is None or declarer is None or declarer.has(need.key):
+            self._write(connection, out)
+            return
+
+        def declared(error: OperationalError | None) -> None:
+            if error is None:
+                self._queue.append(out)
+                self.pump()
+            elif isinstance(error, TopologyConflict):
+                self._finish_unwritten(out, error)
+            elif self._connection is connection:
+                self._finish_unwritten(out, NotSent(str(error)))
+            else:
+                self._queue.append(out)
+
+        declarer.ensure(need.key, need.steps(self._version), declared)
+
+    def _write(self, connection: Connection, out: Outgoing) -> None:
+        if not out.claim():
+            return
+        try:
+            frames = publish_frames(self._number, out.message, self._frame_max, mandatory=out.mandatory)
+        except EncodeError as error:
+            out.on_done(out, error)
+            return
+        out.was_written = True
+        connection.emit(frames)
+        if self._confirm:
+            self._tag += 1
+            self._unconfirmed[self._tag] = out
+        else:
+            out.on_done(out, None)
+
+    def _pump_suspect(self, connection: Connection) -> None:
+        while self._suspects and not self._unconfirmed:
+            out = self._suspects.popleft()
+            if out.was_written:
+                # Claimed in its first try already: it may be written again, the id is the same.
+                out.release()
+            self._offer(connection, out)
+
+    def _finish(self, out: Outgoing, error: OperationalError | EncodeError | None) -> None:
+        out.on_done(out, error)
+
+    def _finish_unwritten(self, out: Outgoing, error: OperationalError) -> None:
+        if out.claim():
+            out.on_done(out, error)
+
+    # -- the channel
+
+    def _open_channel(self) -> None:
+        assert self._connection is not None
+        self._connection.channel(on_open_callback=self._channel_opened)
+
+    def _channel_opened(self, channel: Channel) -> None:
+        if self._connection is None or channel.connection is not self._connection:
+            return
+        channel.add_on_close_callback(self._channel_closed)
+        channel.add_on_return_callback(self._on_return)
+        self._tag = 0
+        self._number = int(channel.channel_number)
+        self._frame_max = int(channel.connection.params.frame_max or 131072)
+
+        def ready(_frame: Any) -> None:
+            self._channel = channel
+            self.pump()
+
+        if self._confirm:
+            channel.confirm_delivery(self._on_confirm, callback=ready)
+        else:
+            ready(None)
+
+    def _channel_closed(self, channel: Channel, error: Exception) -> None:
+        connection = self._connection
+        if connection is None or channel.connection is not connection or not connection.is_open:
+            return
+        self._channel = None
+        reason = f"{getattr(error, 'reply_code', '')} {getattr(error, 'reply_text', error)}".strip()
+        lost = list(self._unconfirmed.values())
+        self._unconfirmed = {}
+        if len(lost) == 1:
+            self._refused(lost[0], error, reason)
+        elif lost:
+            logger.warning("The broker closed the channel (%s); finding which of %d messages it refused", reason, len(lost))
+            self._suspects.extend(lost)
+        if self._connection is connection and connection.is_open:
+            self._open_channel()
+
+    def _refused(self, out: Outgoing, error: Exception, reason: str) -> None:
+        missing = isinstance(error, pika.exceptions.ChannelClosed) and error.reply_code == 404
+        if missing and self._try_again_declared(out):
+            return
+        self._finish(out, NotSent(f"the broker refused the message to {_address(out)}: {reason}"))
+
+    def _try_again_declared(self, out: Outgoing) -> bool:
+        if out.need is None or out.redeclared or self._declarer is None:
+            return False
+        out.redeclared = True
+        out.returned = None
+        out.release()
+        self._declarer.forget(out.need.key)
+        self._queue.append(out)
+        self._loop.at_turn_end(self.pump)
+        return True
+
+    def _on_return(self, _channel: Channel, method: Any, properties: Any, _body: bytes) -> None:
+        for out in self._unconfirmed.values():
+            message = out.message
+            if (
+                out.returned is None
+                and message.routing_key == method.routing_key
+                and message.exchange == method.exchange
+                and message.correlation_id == properties.correlation_id
+            ):
+                out.returned = f"{method.reply_code} {method.reply_text}"
+                return
+        logger.error(
+            "The broker had no queue for a message to exchange %r with routing key %r", method.exchange, method.routing_key
+        )
+
+    def _on_confirm(self, frame: Any) -> None:
+        method = frame.method
+        is_ack = method.NAME == "Basic.Ack"
+        unconfirmed = self._unconfirmed
+        tag = method.delivery_tag
+        if method.multiple:
+            settled = []
+            for each in unconfirmed:
+                if each > tag:
+                    break
+                settled.append(each)
+            outs = [unconfirmed.pop(each) for each in settled]
+        else:
+            out = unconfirmed.pop(tag, None)
+            outs = [] if out is None else [out]
+        for out in outs:
+            if out.returned is not None and is_ack:
+                if not self._try_again_declared(out):
+                    self._finish(out, Unroutable(f"no queue takes messages to {_address(out)} ({out.returned})"))
+            elif is_ack:
+                out.on_done(out, None)
+            else:
+                self._finish(out, Interrupted("the broker refused the message (basic.nack)", written=False))
+        if self._suspects:
+            self.pump()
+
+    def _on_blocked(self, connection: Any, _frame: Any) -> None:
+        if connection is self._connection:
+            self._blocked = True
+
+    def _on_unblocked(self, connection: Any, _frame: Any) -> None:
+        if connection is self._connection:
+            self._blocked = False
+            self.pump()
+
+
+def _address(out: Outgoing) -> str:
+    message = out.message
+    if not message.exchange:
+        return f"queue {message.routing_key!r}"
+    return f"exchange {message.exchange!r} with routing key {message.routing_key!r}"

@@ -1,0 +1,249 @@
+"""One AMQP connection that comes back: connects, notices its end, reconnects with jitter for as long as it is wanted.
+
+The users of a link open their channels in `on_up` and forget them in `on_down`; between the two nothing else tells them
+that a connection is gone. Nothing here waits on an old connection: its socket is dropped first, for a dead peer never answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+import pika.exceptions
+
+from amqptasks.broker.loop import Loop
+from amqptasks.broker.parameters import Endpoint
+from amqptasks.broker.topology import server_version
+
+logger = logging.getLogger(__name__)
+
+#: How long a polite close may take before the socket is dropped, seconds.
+CLOSE_GRACE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before the n-th attempt to connect: doubling, bounded, jittered so that a fleet spreads out."""
+
+    base_s: float = 0.1
+    max_s: float = 10.0
+
+    def delay_s(self, failures: int, rand: Callable[[], float] = random.random) -> float:
+        """Return the wait after this many failures in a row, half to one and a half of the nominal time."""
+        nominal = min(self.max_s, self.base_s * 2.0 ** min(failures, 30))
+        return nominal * (0.5 + rand())
+
+
+class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
+    """pika's connection, able to hold back what it writes so that one turn's frames leave in one system call."""
+
+    _corked: list[bytes] | None = None
+
+    def cork(self) -> None:
+        """Collect frames instead of sending them, until `uncork`."""
+        if self._corked is None:
+            self._corked = []
+
+    def uncork(self) -> None:
+        """Send what was collected."""
+        corked, self._corked = self._corked, None
+        if corked:
+            self._adapter_emit_data(b"".join(corked))
+
+    def emit(self, frames: bytes) -> None:
+        """Send encoded frames as they are."""
+        if self._corked is not None:
+            self._corked.append(frames)
+        else:
+            self._adapter_emit_data(frames)
+
+    def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
+        if self._corked is not None:
+            self._corked.extend(marshaled_frames)
+        else:
+            self._adapter_emit_data(b"".join(marshaled_frames))
+
+    def drop(self, reason: str) -> None:
+        """Close the socket at once, without AMQP's good-bye."""
+        self._terminate_stream(pika.exceptions.AMQPConnectionError(reason))
+
+
+class Link:
+    """A supervised connection on a loop. Every method belongs to the loop's thread.
+
+    Args:
+        on_up: Called with the open connection, each time there is a new one.
+        on_down: Called with the reason when the open connection has ended.
+        on_attempt_failed: Called with the endpoint's label, the error and the wait in seconds after a failed attempt.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        endpoints: Sequence[Endpoint],
+        *,
+        on_up: Callable[[Connection], None],
+        on_down: Callable[[str], None],
+        on_attempt_failed: Callable[[str, str, float], None] | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._loop = loop
+        self._endpoints = tuple(endpoints)
+        self._on_up = on_up
+        self._on_down = on_down
+        self._on_attempt_failed = on_attempt_failed
+        self._backoff = backoff or Backoff()
+        self._wanted = False
+        self._failures = 0
+        self._next_endpoint = 0
+        self._timer: Any = None
+        self._connecting: Connection | None = None
+        self.connection: Connection | None = None
+        self.version: tuple[int, ...] | None = None
+        #: The broker's words while an alarm keeps this connection from publishing, else None.
+        self.blocked: str | None = None
+        #: Why the last attempt or connection ended; None before any.
+        self.last_error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The endpoint in use or tried next, without its password."""
+        return self._endpoints[self._next_endpoint % len(self._endpoints)].label
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a connection is open now."""
+        return self.connection is not None
+
+    def start(self) -> None:
+        """Begin to connect. Safe twice."""
+        if not self._wanted:
+            self._wanted = True
+            self._attempt()
+
+    def retry_now(self) -> None:
+        """Skip the present wait between attempts, if there is one."""
+        if self._wanted and self._timer is not None:
+            self._loop.remove_timeout(self._timer)
+            self._attempt()
+
+    def stop(self) -> None:
+        """Close for good: politely for `CLOSE_GRACE_S`, then by dropping the socket. Returns at once."""
+        self._wanted = False
+        if self._timer is not None:
+            self._loop.remove_timeout(self._timer)
+            self._timer = None
+        for connection in (self.connection, self._connecting):
+            if connection is not None:
+                self._close(connection)
+
+    def drop(self, reason: str) -> None:
+        """End the present connection at once; a new one follows."""
+        if self.connection is not None:
+            self.connection.drop(reason)
+
+    def abandon(self) -> None:
+        """Forget every socket without a word, in a forked child whose parent still uses them."""
+        self._wanted = False
+        for connection in (self.connection, self._connecting):
+            sock = getattr(getattr(connection, "_transport", None), "_sock", None)
+            if sock is not None:
+                sock.close()
+        self.connection = self._connecting = None
+        self._timer = None
+
+    def _close(self, connection: Connection) -> None:
+        if connection.is_open:
+            connection.close()
+            self._loop.call_later(CLOSE_GRACE_S, lambda: self._drop_if_open(connection))
+        else:
+            self._drop_if_open(connection)
+
+    @staticmethod
+    def _drop_if_open(connection: Connection) -> None:
+        if not connection.is_closed:
+            connection.drop("closing")
+
+    def _attempt(self) -> None:
+        self._timer = None
+        if not self._wanted:
+            return
+        endpoint = self._endpoints[self._next_endpoint % len(self._endpoints)]
+        self._connecting = Connection(
+            parameters=endpoint.parameters,
+            on_open_callback=self._opened,
+            on_open_error_callback=self._open_failed,
+            on_close_callback=self._closed,
+            custom_ioloop=self._loop,
+        )
+
+    def _opened(self, connection: Any) -> None:
+        self._connecting = None
+        if not self._wanted:
+            self._close(connection)
+            return
+        self._failures = 0
+        self.connection = connection
+        self.version = server_version(connection.server_properties or {})
+        self.blocked = None
+        connection.add_on_connection_blocked_callback(self._on_blocked)
+        connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        self._on_up(connection)
+
+    def _on_blocked(self, _connection: Any, frame: Any) -> None:
+        self.blocked = str(frame.method.reason) or "resource alarm"
+        logger.warning("The broker %s blocks publishing: %s", self.label, self.blocked)
+
+    def _on_unblocked(self, _connection: Any, _frame: Any) -> None:
+        self.blocked = None
+        logger.warning("The broker %s accepts messages again", self.label)
+
+    def _open_failed(self, connection: Any, error: BaseException | str) -> None:
+        if connection is not self._connecting:
+            return
+        self._connecting = None
+        self.last_error = describe(error)
+        label = self.label
+        self._next_endpoint += 1
+        self._failures += 1
+        # With several brokers, one pass over all of them is made without waiting.
+        passes, position = divmod(self._failures, len(self._endpoints))
+        wait_s = 0.0 if position else self._backoff.delay_s(passes - 1)
+        self._again(wait_s)
+        if self._on_attempt_failed is not None and self._wanted:
+            self._on_attempt_failed(label, self.last_error, wait_s)
+
+    def _closed(self, connection: Any, error: BaseException | str) -> None:
+        if connection is not self.connection:
+            return
+        self.connection = None
+        self.blocked = None
+        self.last_error = describe(error)
+        self._again(self._backoff.delay_s(0))
+        self._on_down(self.last_error)
+
+    def _again(self, wait_s: float) -> None:
+        if self._wanted:
+            self._timer = self._loop.call_later(wait_s, self._attempt)
+
+
+def describe(error: BaseException | str) -> str:
+    """Say in one line why a connection failed. pika nests causes and leaves some texts empty."""
+    seen: BaseException | str = error
+    while isinstance(seen, BaseException):
+        inner = getattr(seen, "exception", None) or getattr(seen, "exceptions", None)
+        if isinstance(inner, (list, tuple)):
+            inner = inner[-1] if inner else None
+        if not isinstance(inner, BaseException):
+            break
+        seen = inner
+    if isinstance(seen, pika.exceptions.ConnectionClosed):
+        return f"closed by the broker: {seen.reply_code} {seen.reply_text}"
+    if isinstance(seen, BaseException):
+        text = str(seen).strip()
+        return f"{type(seen).__name__}: {text}" if text else type(seen).__name__
+    return str(seen)

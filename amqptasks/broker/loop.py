@@ -1,0 +1,153 @@
+"""One I/O loop: pika's, with an end-of-turn hook, and a thread to run it in where a program has its own main thread.
+
+A worker runs a `Loop` in its main thread; every other process runs one in the background thread of `LoopThread`,
+started by the first send. Nothing here knows AMQP.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from pika.adapters.select_connection import IOLoop
+
+logger = logging.getLogger(__name__)
+
+Callback = Callable[[], None]
+
+
+class Loop(IOLoop):
+    """pika's I/O loop, plus `at_turn_end`. All methods but `call_threadsafe` belong to the loop's own thread."""
+
+    def __init__(self) -> None:
+        self._ending: list[Callback] = []
+        super().__init__()
+
+    def at_turn_end(self, callback: Callback) -> None:
+        """Call once when every event of the present turn has been handled.
+
+        This is where work of one turn is put together: acks, frames, messages to children.
+        """
+        self._ending.append(callback)
+
+    def call_threadsafe(self, callback: Callback) -> None:
+        """Call from the loop's thread, as soon as possible. The one method that any thread may use."""
+        self.add_callback_threadsafe(callback)
+
+    def process_timeouts(self) -> None:
+        """Run what is due, then what waited for the turn's end."""
+        super().process_timeouts()
+        while self._ending:
+            ending, self._ending = self._ending, []
+            for callback in ending:
+                callback()
+
+    def _get_remaining_interval(self) -> float | None:
+        if self._ending:
+            return 0
+        return super()._get_remaining_interval()
+
+
+_threads: weakref.WeakSet[LoopThread] = weakref.WeakSet()
+
+
+class LoopThread:
+    """A background daemon thread that runs one `Loop`, started on first use and again in each forked child.
+
+    Safe from any thread. After a fork the child's copy forgets the parent's loop without touching its sockets: owners
+    register with `on_fork` to drop theirs too.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.Lock()
+        self._loop: Loop | None = None
+        self._thread: threading.Thread | None = None
+        self._fork_hooks: list[weakref.WeakMethod[Any]] = []
+        _threads.add(self)
+
+    def on_fork(self, hook: Callable[[], None]) -> None:
+        """Call a bound method in a forked child, before anything else there can use this thread. Held weakly."""
+        self._fork_hooks.append(weakref.WeakMethod(hook))
+
+    def loop(self) -> Loop:
+        """Return the running loop, starting the thread if need be."""
+        loop = self._loop
+        if loop is not None:
+            return loop
+        with self._lock:
+            if self._loop is None:
+                loop = Loop()
+                # The poller must exist before another thread may wake it.
+                loop.activate_poller()
+                self._thread = threading.Thread(target=self._run, args=(loop,), name=self.name, daemon=True)
+                self._loop = loop
+                self._thread.start()
+            return self._loop
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is the loop's own thread, which must never wait for it."""
+        return self._thread is threading.current_thread()
+
+    def call(self, callback: Callback) -> None:
+        """Call from the loop's thread, as soon as possible."""
+        self.loop().call_threadsafe(callback)
+
+    def run(self, function: Callable[[], None], timeout_s: float) -> bool:
+        """Call from the loop's thread and wait until it has returned; False when that took longer than ``timeout_s``."""
+        done = threading.Event()
+
+        def call() -> None:
+            try:
+                function()
+            finally:
+                done.set()
+
+        self.call(call)
+        return done.wait(timeout_s)
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the loop and its thread; False when the thread did not end in time. Safe twice and before any use."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is None or thread is None:
+            return True
+        loop.call_threadsafe(loop.stop)
+        thread.join(timeout_s)
+        return not thread.is_alive()
+
+    def _run(self, loop: Loop) -> None:
+        while True:
+            try:
+                loop.start()
+                break
+            except Exception:
+                # A fault in one callback must not end the process's only way to the broker.
+                logger.exception("The broker thread hit an error and goes on")
+        loop.deactivate_poller()
+        loop.close()
+
+    def _forget_after_fork(self) -> None:
+        self._lock = threading.Lock()
+        # The epoll descriptor is shared with the parent: dropping the object closes this process's copy only.
+        self._loop = None
+        self._thread = None
+        for reference in self._fork_hooks:
+            hook = reference()
+            if hook is not None:
+                hook()
+
+
+def _after_fork_in_child() -> None:
+    for each in list(_threads):
+        each._forget_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,340 @@
+"""Publishing from any thread: one connection per process, a deadline for every call, and the truth about its outcome.
+
+`Publisher.publish` returns when the broker has confirmed the message, or raises one of two kinds of error: `NotSent`, it
+is surely not stored, or `MaybeSent`, it may be. There is no third end and no call without a deadline.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Need, Outgoing
+from amqptasks.broker.declarer import Declarer
+from amqptasks.broker.link import Backoff, Connection, Link
+from amqptasks.broker.loop import LoopThread
+from amqptasks.broker.parameters import Endpoint
+from amqptasks.exceptions import BrokerUnavailable, EncodeError, MaybeSent, NotSent, OperationalError
+from amqptasks.wire.message import EncodedMessage
+
+logger = logging.getLogger(__name__)
+
+#: How long the exit of the program waits for messages sent without confirms to leave, seconds.
+EXIT_FLUSH_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class PublishPolicy:
+    """How long and how often a send is tried. The total time rules; the rest spaces the tries within it.
+
+    Args:
+        max_retries: Tries after the first; None for as many as the time allows.
+        interval_start_s: The wait before the first retry; each further one grows by ``interval_step_s`` up to ``interval_max_s``.
+    """
+
+    timeout_s: float = 10.0
+    retry: bool = True
+    max_retries: int | None = 3
+    interval_start_s: float = 0.0
+    interval_step_s: float = 0.2
+    interval_max_s: float = 1.0
+
+
+class Sending:
+    """A message handed over and not yet confirmed. ``Publisher.finish`` waits for it."""
+
+    __slots__ = ("_lock", "error", "out", "policy")
+
+    def __init__(self, message: EncodedMessage, need: Need | None, policy: PublishPolicy, done: Callable[[], None]) -> None:
+        self.error: OperationalError | EncodeError | None = None
+        self.policy = policy
+        lock = self._lock = threading.Lock()
+        lock.acquire()
+
+        def on_done(_out: Outgoing, error: OperationalError | EncodeError | None) -> None:
+            self.error = error
+            done()
+            lock.release()
+
+        self.out = Outgoing(message, need, on_done)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the outcome; True when it is there. Once only."""
+        return self._lock.acquire(timeout=max(0.0, timeout_s))
+
+    def again(self) -> None:
+        """Make ready for another try of the same message."""
+        self.error = None
+        self.out.returned = None
+        self.out.release()
+
+
+_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
+
+
+class Publisher:
+    """Sends messages over the process's one publishing connection. Every method is safe from any thread, and after a fork.
+
+    Args:
+        thread: The loop's thread, shared with other users of this process.
+        endpoints: Called at first use.
+        confirm: Without confirms a send returns when the message is handed over; nothing is promised of it.
+        buffer: Messages handed over and unfinished; further ones wait, within their deadline.
+    """
+
+    def __init__(
+        self,
+        thread: LoopThread,
+        endpoints: Callable[[], Sequence[Endpoint]],
+        *,
+        confirm: bool = True,
+        buffer: int = 10_000,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._thread = thread
+        self._endpoints = endpoints
+        self._confirm = confirm
+        self._buffer = buffer
+        self._backoff = backoff or Backoff(max_s=1.0)
+        self._reset()
+        thread.on_fork(self._forget_after_fork)
+        _publishers.add(self)
+
+    def _reset(self) -> None:
+        self._start_lock = threading.Lock()
+        self._started = False
+        self._link: Link | None = None
+        self._channel: ConfirmChannel | None = None
+        self._declarer: Declarer | None = None
+        self._inbox: deque[Outgoing] = deque()
+        self._drain_scheduled = False
+        # SimpleQueue is a semaphore in C: a place per unfinished message.
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(self._buffer):
+            self._places.put(None)
+
+    def _forget_after_fork(self) -> None:
+        if self._link is not None:
+            self._link.abandon()
+        self._reset()
+
+    # -- sending
+
+    def publish(self, message: EncodedMessage, need: Need | None, policy: PublishPolicy) -> None:
+        """Send one message and return when the broker holds it (or, without confirms, when it is handed over).
+
+        Raises:
+            NotSent: It is surely not stored. `Unroutable` and `BrokerUnavailable` are kinds of it.
+            MaybeSent: It left and was not confirmed in time. Sending the same id again is safe.
+            TopologyConflict: Its queue exists with other arguments.
+            EncodeError: AMQP cannot carry its headers.
+        """
+        deadline = time.monotonic() + policy.timeout_s
+        sending = self.submit(message, need, policy)
+        if self._confirm:
+            self.finish(sending, deadline)
+
+    def submit(self, message: EncodedMessage, need: Need | None, policy: PublishPolicy) -> Sending:
+        """Hand one message over without waiting for its confirm; pass what this returns to `finish`.
+
+        Raises:
+            NotSent: The buffer stayed full until the deadline.
+        """
+        if not self._started:
+            self._start()
+        places = self._places
+        try:
+            places.get(timeout=policy.timeout_s)
+        except queue.Empty:
+            raise NotSent(
+                f"{self._buffer} messages are waiting for the broker already (broker_publish_buffer), none was confirmed "
+                f"within {policy.timeout_s:g} s: {self._trouble()}"
+            ) from None
+        sending = Sending(message, need, policy, lambda: places.put(None))
+        self._hand_over(sending.out)
+        return sending
+
+    def finish(self, sending: Sending, deadline: float) -> None:
+        """Wait until a submitted message is confirmed, trying again as its policy says. ``deadline`` is monotonic seconds.
+
+        Raises:
+            NotSent, MaybeSent, TopologyConflict, EncodeError: As `publish`.
+        """
+        if sending.wait(deadline - time.monotonic()):
+            if sending.error is None:
+                return
+        else:
+            self._give_up(sending)
+        error = sending.error
+        if isinstance(error, Interrupted) and sending.policy.retry:
+            error = self._try_again(sending, error, deadline)
+        if error is None:
+            return
+        if isinstance(error, Interrupted):
+            kind = MaybeSent if error.written else NotSent
+            raise kind(f"{self._name(sending)}: {error}; {self._trouble()}")
+        if isinstance(error, NotSent) and not isinstance(error, BrokerUnavailable):
+            raise type(error)(f"{self._name(sending)}: {error}")
+        raise error
+
+    def _try_again(self, sending: Sending, first: Interrupted, deadline: float) -> OperationalError | EncodeError | None:
+        # tenacity costs 20 µs a call, so only a send in trouble pays for it.
+        from tenacity import RetryError, Retrying, retry_if_result, stop_after_attempt, stop_never, wait_incrementing
+
+        policy = sending.policy
+        may_be_stored = first.written
+        stop = stop_never if policy.max_retries is None else stop_after_attempt(policy.max_retries)
+
+        def attempt() -> OperationalError | EncodeError | None:
+            nonlocal may_be_stored
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return Interrupted("no time was left for another try", written=may_be_stored)
+            try:
+                self._places.get(timeout=left_s)
+            except queue.Empty:
+                return Interrupted("the buffer stayed full", written=may_be_stored)
+            sending.again()
+            self._hand_over(sending.out)
+            if not sending.wait(left_s):
+                self._give_up(sending)
+            error = sending.error
+            if isinstance(error, Interrupted):
+                may_be_stored = may_be_stored or error.written
+            return error
+
+        retrying = Retrying(
+            retry=retry_if_result(lambda error: isinstance(error, Interrupted) and time.monotonic() < deadline),
+            stop=stop,
+            wait=wait_incrementing(policy.interval_start_s, policy.interval_step_s, policy.interval_max_s),
+            sleep=lambda seconds: time.sleep(max(0.0, min(seconds, deadline - time.monotonic()))),
+        )
+        error: OperationalError | EncodeError | None
+        try:
+            error = retrying(attempt)
+        except RetryError as gave_up:
+            error = gave_up.last_attempt.result()
+        if error is None or not may_be_stored or isinstance(error, MaybeSent):
+            return error
+        return MaybeSent(f"{self._name(sending)} was sent but not confirmed: {first}; a further try failed: {error}")
+
+    def _give_up(self, sending: Sending) -> None:
+        """Decide the fate of a message whose time is up: withdrawn if it never left, else perhaps stored."""
+        seconds = f"within {sending.policy.timeout_s:g} s"
+        if not sending.out.claim():
+            if sending.wait(0):
+                return
+            sending.error = MaybeSent(f"{self._name(sending)} was sent but not confirmed {seconds}: {self._trouble()}")
+            return
+        self._places.put(None)
+        link = self._link
+        if sending.out.was_written:
+            sending.error = MaybeSent(f"{self._name(sending)} may have been sent, and was not confirmed {seconds}: {self._trouble()}")
+        elif link is not None and link.is_up and link.blocked:
+            sending.error = NotSent(
+                f"{self._name(sending)}: the broker {link.label} accepts no messages ({link.blocked}) and did not recover {seconds}"
+            )
+        else:
+            sending.error = BrokerUnavailable(f"{self._name(sending)}: no broker answered {seconds}: {self._trouble()}")
+
+    @staticmethod
+    def _name(sending: Sending) -> str:
+        message = sending.out.message
+        target = f"exchange {message.exchange!r}" if message.exchange else f"queue {message.routing_key!r}"
+        return f"message {message.correlation_id} to {target}" if message.correlation_id else f"message to {target}"
+
+    def _trouble(self) -> str:
+        link = self._link
+        if link is None:
+            return "the connection was never started"
+        if link.is_up:
+            return f"blocked by {link.label}: {link.blocked}" if link.blocked else f"connected to {link.label}"
+        return f"{link.label}: {link.last_error or 'connecting'}"
+
+    def _hand_over(self, out: Outgoing) -> None:
+        self._inbox.append(out)
+        if not self._drain_scheduled:
+            self._drain_scheduled = True
+            self._thread.call(self._drain)
+
+    # -- on the loop's thread
+
+    def _drain(self) -> None:
+        self._drain_scheduled = False
+        inbox, channel = self._inbox, self._channel
+        if channel is None:
+            return
+        while inbox:
+            channel.send(inbox.popleft())
+
+    def _start(self) -> None:
+        with self._start_lock:
+            if self._started:
+                return
+            endpoints = self._endpoints()
+            loop = self._thread.loop()
+            self._channel = ConfirmChannel(loop, confirm=self._confirm)
+            self._link = Link(
+                loop, endpoints, on_up=self._on_up, on_down=self._on_down,
+                on_attempt_failed=self._on_attempt_failed, backoff=self._backoff,
+            )  # fmt: skip
+            self._thread.call(self._link.start)
+            self._started = True
+
+    def _on_up(self, connection: Connection) -> None:
+        assert self._link is not None and self._channel is not None
+        self._declarer = Declarer(connection)
+        self._channel.up(connection, self._declarer, self._link.version)
+
+    def _on_down(self, reason: str) -> None:
+        logger.warning("Lost the connection for sending: %s", reason)
+        if self._declarer is not None:
+            self._declarer.fail(reason)
+        if self._channel is not None:
+            self._channel.down(reason)
+
+    def _on_attempt_failed(self, label: str, error: str, wait_s: float) -> None:
+        logger.info("Cannot reach %s for sending: %s; trying again in %.1f s", label, error, wait_s)
+
+    # -- ending
+
+    def close(self, timeout_s: float = EXIT_FLUSH_S) -> None:
+        """Let what was handed over leave, then close the connection; all within ``timeout_s``. Safe twice.
+
+        A later send opens a new connection.
+        """
+        if not self._started or self._thread.is_current:
+            return
+        link, channel = self._link, self._channel
+        assert link is not None and channel is not None
+        idle = threading.Event()
+        deadline = time.monotonic() + timeout_s
+
+        def look() -> None:
+            if not self._inbox and not channel.waiting:
+                idle.set()
+            elif time.monotonic() < deadline:
+                self._thread.loop().call_later(0.005, look)
+
+        self._thread.call(look)
+        idle.wait(timeout_s)
+        self._thread.run(link.stop, 1.0)
+        with self._start_lock:
+            self._started = False
+
+
+def _close_all() -> None:
+    for each in list(_publishers):
+        each.close()
+
+
+atexit.register(_close_all)
+
+

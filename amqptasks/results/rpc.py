@@ -1,0 +1,333 @@
+"""Results as answers: each program has one reply queue, workers send every result to the queue of who asked.
+
+The queue is durable, classic and not exclusive, so that it outlives a lost connection; the broker deletes it once nobody
+has used it for longer than results are kept. A background thread takes answers in and wakes who waits for them. An
+answer can be read as often as wanted, by any thread, but only in the process that sent the task.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from amqptasks.broker.confirms import Need
+from amqptasks.broker.consumer import Delivery, QueueConsumer
+from amqptasks.broker.declarer import Declarer
+from amqptasks.broker.link import Backoff, Connection, Link
+from amqptasks.broker.loop import LoopThread
+from amqptasks.broker.parameters import Endpoint
+from amqptasks.broker.topology import DeclareQueue, Step
+from amqptasks.exceptions import ContentError, ResultUnreachable
+from amqptasks.results.backend import OnRecord, ResultBackend, timed_out
+from amqptasks.results.record import ResultRecord, supersedes
+from amqptasks.wire.message import PERSISTENT, TRANSIENT, Message
+from amqptasks.wire.serializers import Limits, dumps, loads
+
+logger = logging.getLogger(__name__)
+
+#: The broker keeps an unused reply queue this much longer than the results in it, seconds.
+QUEUE_GRACE_S = 3600.0
+#: Answers the broker may send ahead of their acks.
+PREFETCH = 1000
+#: How long closing waits for the loop, seconds.
+CLOSE_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RpcOptions:
+    """What the rpc backend takes from the settings."""
+
+    prefix: str = "amqptasks"
+    expires_s: float | None = 86400.0
+    serializer: str = "json"
+    accept: frozenset[str] = frozenset({"application/json"})
+    persistent: bool = False
+    cache_max: int = 50_000
+    queue_max_length: int = 100_000
+    limits: Limits = Limits()
+
+
+class _Slot:
+    """What is known of one task, and the locks of those who wait for it."""
+
+    __slots__ = ("record", "waiters")
+
+    def __init__(self) -> None:
+        self.record: ResultRecord | None = None
+        self.waiters: list[_Waiter] | None = None
+
+
+class _Waiter:
+    """One waiting thread. Released once for each thing worth waking for."""
+
+    __slots__ = ("_lock", "every")
+
+    def __init__(self, *, every: bool) -> None:
+        self.every = every
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        # Two answers in a row wake once: who wakes looks at the newest.
+        if self._lock.locked():
+            try:
+                self._lock.release()
+            except RuntimeError:
+                return
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._lock.acquire(timeout=timeout_s)
+
+
+class RpcBackend(ResultBackend):
+    """The ``rpc://`` backend. Safe from any thread; a forked child begins with a reply queue of its own and no results."""
+
+    persistent = False
+    in_message = True
+
+    def __init__(
+        self, thread: LoopThread, endpoints: Callable[[], Sequence[Endpoint]], options: RpcOptions, backoff: Backoff | None = None
+    ) -> None:
+        self.options = options
+        self._thread = thread
+        self._endpoints = endpoints
+        self._backoff = backoff or Backoff(max_s=1.0)
+        self._reset()
+        thread.on_fork(self._forget_after_fork)
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._slots: dict[str, _Slot] = {}
+        self._link: Link | None = None
+        self._consumer: QueueConsumer | None = None
+        self._declarer: Declarer | None = None
+        self._listening = False
+        self.queue = f"{self.options.prefix}.reply.{uuid.uuid4()}"
+        self.need = Need(self.queue, self._steps)
+
+    def _forget_after_fork(self) -> None:
+        if self._link is not None:
+            self._link.abandon()
+        self._reset()
+
+    def _steps(self, _version: tuple[int, ...] | None) -> Sequence[Step]:
+        options = self.options
+        # Classic: a quorum queue takes three times as long for an answer, and its lease is not renewed by declaring.
+        arguments: dict[str, object] = {"x-queue-type": "classic", "x-max-length": options.queue_max_length}
+        if options.expires_s:
+            arguments["x-message-ttl"] = int(options.expires_s * 1000)
+            arguments["x-expires"] = int((options.expires_s + QUEUE_GRACE_S) * 1000)
+        return (DeclareQueue(self.queue, durable=True, exclusive=False, auto_delete=False, arguments=arguments),)
+
+    # -- the worker's side
+
+    def store(self, record: ResultRecord) -> None:
+        """Take a record for this process itself, as when an answer came in."""
+        self._take(record)
+
+    def message(self, record: ResultRecord, reply_to: str | None, correlation_id: str | None) -> Message | None:
+        """Make the answer to ``reply_to``; None when the caller named no queue."""
+        if not reply_to:
+            return None
+        options = self.options
+        content_type, content_encoding, body = dumps(record.to_plain(), options.serializer)
+        return Message(
+            body,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            correlation_id=correlation_id or record.task_id,
+            delivery_mode=PERSISTENT if options.persistent else TRANSIENT,
+        )
+
+    # -- the caller's side
+
+    def reply_to(self) -> str:
+        """Return the name of this process's reply queue."""
+        return self.queue
+
+    def expect(self, task_id: str) -> None:
+        """Keep a place for an answer. The oldest place is given up when there are more than ``cache_max``."""
+        slots = self._slots
+        if task_id in slots:
+            return
+        slots[task_id] = _Slot()
+        while len(slots) > self.options.cache_max:
+            try:
+                slots.pop(next(iter(slots)), None)
+            except (RuntimeError, StopIteration):
+                # Another thread changed the table between the two calls: it makes room as well.
+                continue
+
+    def fetch(self, task_id: str) -> ResultRecord | None:
+        """Return the newest answer that has come in; the first call begins to take answers in."""
+        slot = self._slots.get(task_id)
+        if slot is None:
+            return None
+        self._listen()
+        return slot.record
+
+    def wait(self, task_id: str, timeout_s: float | None, on_record: OnRecord | None = None) -> ResultRecord:
+        """Wait for the final answer."""
+        slot = self._slot(task_id)
+        record = slot.record
+        if record is not None and record.is_final:
+            if on_record is not None:
+                on_record(record)
+            return record
+        waiter = _Waiter(every=on_record is not None)
+        self._add_waiter(slot, waiter)
+        self._listen()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        seen: ResultRecord | None = None
+        try:
+            while True:
+                record = slot.record
+                if record is not None and record is not seen:
+                    seen = record
+                    if on_record is not None:
+                        on_record(record)
+                    if record.is_final:
+                        return record
+                self._pause(waiter, deadline)
+        finally:
+            self._remove_waiter(slot, waiter)
+
+    def wait_any(
+        self, task_ids: Collection[str], timeout_s: float | None, on_record: OnRecord | None = None
+    ) -> list[ResultRecord]:
+        """Wait until one of several answers is final; return all that are."""
+        slots = [self._slot(task_id) for task_id in task_ids]
+        self._listen()
+        waiter = _Waiter(every=on_record is not None)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for slot in slots:
+            self._add_waiter(slot, waiter)
+        try:
+            while True:
+                ready = [slot.record for slot in slots if slot.record is not None and slot.record.is_final]
+                if ready:
+                    for record in ready:
+                        if on_record is not None:
+                            on_record(record)
+                    return ready
+                self._pause(waiter, deadline)
+        finally:
+            for slot in slots:
+                self._remove_waiter(slot, waiter)
+
+    def forget(self, task_id: str) -> None:
+        """Drop what came in for a task; what comes later is thrown away."""
+        self._slots.pop(task_id, None)
+
+    def as_uri(self) -> str:
+        """Return ``rpc://``."""
+        return "rpc://"
+
+    def close(self) -> None:
+        """Stop taking answers in, wake who waits, and close the connection."""
+        with self._lock:
+            link, self._link, self._listening = self._link, None, False
+            slots, self._slots = self._slots, {}
+        for slot in list(slots.values()):
+            for waiter in slot.waiters or ():
+                waiter.wake()
+        if link is not None and not self._thread.is_current:
+            self._thread.run(link.stop, CLOSE_TIMEOUT_S)
+
+    def _slot(self, task_id: str) -> _Slot:
+        slot = self._slots.get(task_id)
+        if slot is None:
+            raise ResultUnreachable(
+                f"the result of task {task_id} cannot reach this process: rpc:// answers only the process that sent the "
+                f"task, before forget(), and for its last {self.options.cache_max} tasks (result_cache_max). Use a result "
+                "store such as redis:// or db+sqlite:// to read results from anywhere"
+            )
+        return slot
+
+    def _pause(self, waiter: _Waiter, deadline: float | None) -> None:
+        if deadline is None:
+            waiter.wait(threading.TIMEOUT_MAX)
+            return
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not waiter.wait(left_s):
+            raise timed_out()
+
+    @staticmethod
+    def _add_waiter(slot: _Slot, waiter: _Waiter) -> None:
+        waiters = slot.waiters
+        if waiters is None:
+            waiters = slot.waiters = []
+        waiters.append(waiter)
+
+    @staticmethod
+    def _remove_waiter(slot: _Slot, waiter: _Waiter) -> None:
+        if slot.waiters is not None and waiter in slot.waiters:
+            slot.waiters.remove(waiter)
+
+    # -- taking answers in, on the loop's thread
+
+    def _listen(self) -> None:
+        if self._listening:
+            return
+        with self._lock:
+            if self._listening:
+                return
+            loop = self._thread.loop()
+            self._link = Link(
+                loop, self._endpoints(), on_up=self._on_up, on_down=self._on_down, on_attempt_failed=self._on_attempt_failed,
+                backoff=self._backoff,
+            )  # fmt: skip
+            self._consumer = QueueConsumer(
+                loop, self.queue, need=self.need, prefetch=PREFETCH, on_delivery=self._on_delivery, tag_prefix="reply"
+            )
+            self._thread.call(self._link.start)
+            self._listening = True
+
+    def _on_up(self, connection: Connection) -> None:
+        if self._link is not None and self._consumer is not None:
+            self._declarer = Declarer(connection)
+            self._consumer.up(connection, self._declarer, self._link.version)
+
+    def _on_down(self, reason: str) -> None:
+        logger.warning("Lost the connection for results: %s", reason)
+        if self._declarer is not None:
+            self._declarer.fail(reason)
+        if self._consumer is not None:
+            self._consumer.down(reason)
+
+    def _on_attempt_failed(self, label: str, error: str, wait_s: float) -> None:
+        logger.info("Cannot reach %s for results: %s; trying again in %.1f s", label, error, wait_s)
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        delivery.ack()
+        properties = delivery.properties
+        try:
+            record = ResultRecord.from_plain(
+                loads(
+                    delivery.body, properties.content_type, properties.content_encoding, self.options.accept, self.options.limits
+                )
+            )
+        except ContentError as error:
+            # The task cannot be known for sure; its caller runs into its timeout, and the log says why.
+            logger.error("Threw away an answer that cannot be read (for task %.64r): %s", properties.correlation_id, error)
+            return
+        self._take(record)
+
+    def _take(self, record: ResultRecord) -> None:
+        slot = self._slots.get(record.task_id)
+        if slot is None:
+            logger.debug("Nobody waits for the result of task %.64r", record.task_id)
+            return
+        if not supersedes(record, slot.record):
+            return
+        slot.record = record
+        is_final = record.is_final
+        for waiter in tuple(slot.waiters or ()):
+            if is_final or waiter.every:
+                waiter.wake()
