@@ -161,6 +161,7 @@ class ResultBackend(ABC):
         """Name the backend for logs and errors, without passwords."""
         return f"{type(self).__name__.removesuffix('Backend').lower()}://"
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of everything, waking whoever waits. Safe to call twice, and before first use. Never blocks long."""
 
@@ -190,9 +191,8 @@ class DisabledBackend(ResultBackend):
     def forget(self, task_id: str) -> None:
         """Do nothing: nothing was ever kept."""
 
-    def as_uri(self) -> str:
-        """Return ``disabled://``."""
-        return "disabled://"
+    def close(self) -> None:
+        """Do nothing: nothing is held."""
 
     @staticmethod
     def _disabled(task_id: str) -> NoResultBackend:

@@ -21,9 +21,10 @@ __all__ = [
 
 _join_will_block: ContextVar[bool] = ContextVar("amqptasks_join_will_block", default=False)
 
-E_WOULDBLOCK = """\
-Never call result.get() within a task! It holds a worker's slot while it waits for another, and enough of them wait for \
-ever. Chain the tasks instead, or, if you must, wrap the call in `with allow_join_result():`."""
+E_WOULDBLOCK = (
+    "Never call result.get() within a task! It holds a worker's slot while it waits for another, and enough of them "
+    "wait for ever. Chain the tasks instead, or, if you must, wrap the call in `with allow_join_result():`."
+)
 
 
 def task_join_will_block() -> bool:

@@ -54,7 +54,7 @@ class MemoryBackend(ResultBackend):
             return self._records.get(task_id)
 
     def wait(self, task_id: str, timeout_s: float | None, on_record: OnRecord | None = None) -> ResultRecord:
-        """Wait for the final record of a task. An id nobody ever stores a result for is waited for until the timeout."""
+        """Wait for the final record of a task; for one that is never stored, until the timeout."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         seen: ResultRecord | None = None
         while True:
