@@ -22,9 +22,31 @@ MAX_NAME_BYTES = 255
 def _checked_name(kind: str, name: Any) -> str:
     if not isinstance(name, str):
         raise ImproperlyConfigured(f"expected the name of {kind} to be a string, got: {name!r}")
-    if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
-        raise ImproperlyConfigured(f"the name of {kind} {name[:40]!r}… is longer than the {MAX_NAME_BYTES} bytes of AMQP")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise ImproperlyConfigured(f"the name of {kind} cannot be written in UTF-8: {name!r}") from error
+    if length > MAX_NAME_BYTES:
+        raise ImproperlyConfigured(
+            f"the name of {kind} {name[:40]!r}… is longer than the {MAX_NAME_BYTES} bytes of AMQP"
+        )
     return name
+
+
+def _checked_arguments(queue: Any, what: str, arguments: Any) -> dict[str, Any] | None:
+    if arguments is not None and not isinstance(arguments, Mapping):
+        raise ImproperlyConfigured(f"expected {what} of queue {queue!r} to be a mapping, got: {arguments!r}")
+    return dict(arguments) if arguments else None
+
+
+def _checked_number(queue: Any, what: str, number: Any, kind: type | tuple[type, ...], most: int | None = None) -> Any:
+    if number is None:
+        return None
+    if isinstance(number, bool) or not isinstance(number, kind) or not 0 <= number < float("inf"):
+        raise ImproperlyConfigured(f"expected {what} of queue {queue!r} to be a number >= 0, got: {number!r}")
+    if most is not None and number > most:
+        raise ImproperlyConfigured(f"expected {what} of queue {queue!r} to be at most {most}, got: {number!r}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -44,7 +66,13 @@ class Exchange:
         # A plug-in's type, such as x-consistent-hash, always starts with "x-".
         if self.type not in EXCHANGE_TYPES and not str(self.type).startswith("x-"):
             raise ImproperlyConfigured(
-                f"expected the type of exchange {self.name!r} to be one of {', '.join(EXCHANGE_TYPES)}, got: {self.type!r}"
+                f"expected the type of exchange {self.name!r} to be one of {', '.join(EXCHANGE_TYPES)}, "
+                f"or a plug-in's, such as x-consistent-hash; got: {self.type!r}"
+            )
+        if self.delivery_mode not in (None, 1, 2, "transient", "persistent"):
+            raise ImproperlyConfigured(
+                f"expected the delivery_mode of exchange {self.name!r} to be 2 or 'persistent', or 1 or 'transient', "
+                f"got: {self.delivery_mode!r}"
             )
 
 
@@ -121,7 +149,7 @@ class Queue:
         max_priority: int | None = None,
         no_declare: bool = False,
     ) -> None:
-        values = {
+        values: dict[str, Any] = {
             "name": _checked_name("a queue", name),
             "exchange": _as_exchange(exchange),
             "routing_key": _checked_name("a routing key", routing_key or ""),
@@ -131,22 +159,25 @@ class Queue:
             "exclusive": exclusive,
             "auto_delete": auto_delete or exclusive,
             "alias": alias,
-            "queue_arguments": dict(queue_arguments) if queue_arguments else None,
-            "binding_arguments": dict(binding_arguments) if binding_arguments else None,
-            "consumer_arguments": dict(consumer_arguments) if consumer_arguments else None,
-            "expires": expires,
-            "message_ttl": message_ttl,
-            "max_length": max_length,
-            "max_length_bytes": max_length_bytes,
-            "max_priority": max_priority,
+            "queue_arguments": _checked_arguments(name, "queue_arguments", queue_arguments),
+            "binding_arguments": _checked_arguments(name, "binding_arguments", binding_arguments),
+            "consumer_arguments": _checked_arguments(name, "consumer_arguments", consumer_arguments),
+            "expires": _checked_number(name, "expires", expires, (int, float)),
+            "message_ttl": _checked_number(name, "message_ttl", message_ttl, (int, float)),
+            "max_length": _checked_number(name, "max_length", max_length, int),
+            "max_length_bytes": _checked_number(name, "max_length_bytes", max_length_bytes, int),
+            "max_priority": _checked_number(name, "max_priority", max_priority, int, most=255),
             "no_declare": no_declare,
         }
+        for each in values["bindings"]:
+            if not isinstance(each, Binding):
+                raise ImproperlyConfigured(f"expected the bindings of queue {name!r} to be Bindings, got: {each!r}")
         for key, value in values.items():
             object.__setattr__(self, key, value)
 
     def all_bindings(self) -> tuple[Binding, ...]:
         """Every binding to make, the queue's own exchange first. None for the default exchange, which needs none."""
-        own = ()
+        own: tuple[Binding, ...] = ()
         if self.exchange.name:
             own = (Binding(self.exchange, self.routing_key, self.binding_arguments),)
         return own + tuple(each for each in self.bindings if each.exchange.name)
