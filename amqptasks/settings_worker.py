@@ -1,0 +1,266 @@
+"""The settings of result stores, workers, remote control, beat and security: rows of `settings_table.py`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from amqptasks.settings_kinds import (
+    Setting,
+    anything,
+    boolean,
+    concurrency,
+    log_level,
+    one_of,
+    reference,
+    seconds,
+    secret,
+    table,
+    text,
+    url,
+    whole,
+)
+
+__all__ = ["BEAT", "CONTROL", "SECURITY", "STORES", "WORKER"]
+
+_S = Setting
+_NAME: Final = text(255)
+_PORT: Final = whole(1, 65535)
+_LOG: Final = "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"
+_TASK_LOG: Final = "[%(asctime)s: %(levelname)s/%(processName)s] %(task_name)s[%(task_id)s]: %(message)s"
+_POOL: Final = one_of(
+    "prefork",
+    "solo",
+    "threads",
+    "asyncio",
+    own=True,
+    hints={
+        "gevent": "use 'asyncio' or 'threads'",
+        "eventlet": "use 'asyncio' or 'threads'",
+        "processes": "use 'prefork'",
+    },
+)
+
+STORES: Final = (
+    _S("redis_host", text().or_none(), None, "Host, if the URL has none.", "later"),
+    _S("redis_port", _PORT.or_none(), None, "Port.", "later"),
+    _S("redis_db", whole().or_none(), None, "Number of the database.", "later"),
+    _S("redis_username", text().or_none(), None, "User.", "later"),
+    _S("redis_password", text().or_none(), None, "Password.", "later", secret=True),
+    _S("redis_max_connections", whole(1).or_none(), None, "Connections one process may open.", "later"),
+    _S("redis_backend_use_ssl", anything, None, "TLS options.", "later"),
+    _S("redis_socket_timeout", seconds().or_none(), 120.0, "Seconds one command may take.", "later"),
+    _S("redis_socket_connect_timeout", seconds().or_none(), None, "Seconds connecting may take.", "later"),
+    _S("redis_retry_on_timeout", boolean, False, "Repeat a command that timed out.", "later"),
+    _S("redis_socket_keepalive", boolean, False, "TCP keepalive.", "later"),
+    _S(
+        "redis_backend_health_check_interval",
+        seconds().or_none(),
+        None,
+        "Seconds between checks of idle connections.",
+        "later",
+    ),
+    _S("redis_backend_credential_provider", anything, None, "Supplies user and password.", "later"),
+    _S("database_url", url.or_none(), None, "SQLAlchemy's URL, if `result_backend` is 'database'.", "later"),
+    _S(
+        "database_engine_options",
+        table,
+        {"pool_pre_ping": True, "pool_recycle": 3600},
+        "SQLAlchemy's engine options.",
+        "later",
+    ),
+    _S("database_engine_callback", reference.or_none(), None, "Called with each new engine.", "later"),
+    _S("database_short_lived_sessions", boolean, False, "A new session for each operation.", "later"),
+    _S("database_table_schemas", table.or_none(), None, "Schemas of the tables `task` and `group`.", "later"),
+    _S("database_table_names", table.or_none(), None, "Names of the tables `task` and `group`.", "later"),
+    _S("database_create_tables_at_setup", boolean, True, "Create the tables when the backend is made.", "later"),
+    _S("mongodb_backend_settings", table.or_none(), None, "Database, collections and client options.", "later"),
+    _S("cache_backend", text().or_none(), None, "memcached or memory, if `result_backend` is 'cache'.", "later"),
+    _S("cache_backend_options", table, {}, "Options of the memcached client.", "later"),
+)
+
+WORKER: Final = (
+    _S(
+        "worker_concurrency",
+        concurrency,
+        None,
+        "Tasks run at once; None: one for each CPU; 'auto': those this container may use.",
+    ),
+    _S("worker_pool", _POOL, "prefork", "What runs tasks."),
+    _S("worker_pool_start_method", one_of("fork", "spawn"), "fork", "How prefork starts its children.", "later"),
+    _S("worker_prefetch_multiplier", whole(), 4, "Messages fetched ahead, times the concurrency; 0: without limit."),
+    _S(
+        "worker_settlement_limit",
+        whole(1),
+        1000,
+        "Finished tasks waiting for confirms before no more are begun.",
+        ours="new",
+    ),
+    _S(
+        "worker_shutdown_timeout",
+        seconds().or_none(),
+        None,
+        "Seconds a warm stop may take; None: until the running tasks end.",
+        ours="new",
+    ),
+    _S("worker_soft_shutdown_timeout", seconds(), 0.0, "Seconds running tasks get before a cold stop.", "later"),
+    _S("worker_enable_soft_shutdown_on_idle", boolean, False, "A soft stop also waits when nothing runs.", "later"),
+    _S("worker_max_tasks_per_child", whole(1).or_none(), None, "Tasks after which a child is replaced.", "later"),
+    _S(
+        "worker_max_memory_per_child",
+        whole(1).or_none(),
+        None,
+        "KiB of resident memory after which a child is replaced.",
+        "later",
+    ),
+    _S("worker_disable_rate_limits", boolean, False, "Ignore rate limits.", "later"),
+    _S("worker_enable_remote_control", boolean, True, "Answer inspect and control commands.", "later"),
+    _S("worker_send_task_events", boolean, False, "Emit events that monitors read.", "later"),
+    _S("worker_direct", boolean, False, "Each worker also has a queue of its own.", "later"),
+    _S(
+        "worker_proc_alive_timeout",
+        seconds(above=True),
+        4.0,
+        "Seconds a new child may take until it is ready.",
+        "later",
+    ),
+    _S(
+        "worker_deduplicate_successful_tasks",
+        boolean,
+        False,
+        "Skip a redelivered task whose result is stored.",
+        "later",
+    ),
+    _S(
+        "worker_cancel_long_running_tasks_on_connection_loss",
+        boolean,
+        False,
+        "Stop late-ack tasks when the connection is lost.",
+        "later",
+    ),
+    _S("worker_pool_restarts", boolean, False, "Allow the pool_restart command.", "later"),
+    _S("worker_disable_prefetch", boolean, False, "Fetch a message only when a child is idle.", "later"),
+    _S("worker_hijack_root_logger", boolean, True, "Set up the root logger."),
+    _S("worker_log_color", boolean.or_none(), None, "Colours in logs; None: on a terminal."),
+    _S("worker_log_format", text(), _LOG, "Format of log lines."),
+    _S("worker_task_log_format", text(), _TASK_LOG, "Format of log lines written by tasks."),
+    _S("worker_log_datefmt", text().or_none(), None, "Format of dates in log lines, as for strftime."),
+    _S("worker_task_log_datefmt", text().or_none(), None, "The same for lines written by tasks."),
+    _S("worker_redirect_stdouts", boolean, True, "What tasks print goes to the log."),
+    _S("worker_redirect_stdouts_level", log_level, "WARNING", "At this level."),
+    _S("worker_lost_wait", seconds(), 10.0, "A dead child is noticed at once.", "never"),
+    _S("worker_pool_putlocks", boolean, True, "Tasks only ever go to a child with room.", "never"),
+    _S(
+        "worker_enable_prefetch_count_reduction",
+        boolean,
+        True,
+        "A task still running when it is redelivered is not run twice.",
+        "never",
+    ),
+    _S(
+        "worker_eta_task_limit",
+        whole(1).or_none(),
+        None,
+        "Delayed tasks wait in the broker, never in a worker.",
+        "never",
+    ),
+    _S("worker_state_db", text().or_none(), None, "Revoked ids are kept by the broker.", "never"),
+    _S("worker_timer_precision", seconds(), 1.0, "Timers are exact.", "never"),
+    _S(
+        "worker_detect_quorum_queues",
+        boolean,
+        True,
+        "Prefetch is always counted per consumer, which suits every queue type.",
+        "never",
+    ),
+    _S(
+        "worker_autoscaler",
+        anything,
+        None,
+        "Celery's class; autoscaling is built in.",
+        "never",
+        ours="a class in Celery",
+    ),
+    _S(
+        "worker_consumer",
+        anything,
+        None,
+        "Celery's class; the consumer is built in.",
+        "never",
+        ours="a class in Celery",
+    ),
+    _S("worker_timer", anything, None, "Celery's class; the timer is built in.", "never"),
+    _S("worker_agent", anything, None, "Celery's class; there are no agents.", "never"),
+)
+
+CONTROL: Final = (
+    _S("control_exchange", _NAME, "celery", "Exchange of remote commands, before '.pidbox'.", "later"),
+    _S("control_queue_ttl", seconds().or_none(), 300.0, "Seconds a command may wait for its worker.", "later"),
+    _S(
+        "control_queue_expires",
+        seconds().or_none(),
+        10.0,
+        "Seconds until the queue of a gone worker is deleted.",
+        "later",
+    ),
+    _S("control_queue_exclusive", boolean, True, "Command queues belong to one connection.", "later"),
+    _S("control_queue_durable", boolean, False, "Command queues survive a restart of the broker.", "later"),
+    _S("event_exchange", _NAME, "celeryev", "Exchange of events.", "later"),
+    _S("event_serializer", text(), "json", "How events are written.", "later"),
+    _S("event_queue_prefix", text(100), "celeryev", "First word of the names of monitors' queues.", "later"),
+    _S("event_queue_ttl", seconds().or_none(), 5.0, "Seconds an event may wait for its monitor.", "later"),
+    _S(
+        "event_queue_expires",
+        seconds().or_none(),
+        60.0,
+        "Seconds until the queue of a gone monitor is deleted.",
+        "later",
+    ),
+    _S("event_queue_exclusive", boolean, True, "Monitors' queues belong to one connection.", "later"),
+    _S("event_queue_durable", boolean, False, "Monitors' queues survive a restart of the broker.", "later"),
+)
+
+BEAT: Final = (
+    _S("beat_schedule", table, {}, "What is sent when: names to task, schedule, args, kwargs, options.", "later"),
+    _S(
+        "beat_scheduler",
+        reference.or_none(),
+        None,
+        "The scheduler; None: the one that RabbitMQ keeps.",
+        "later",
+        ours="a class in Celery",
+    ),
+    _S("beat_schedule_filename", text().or_none(), None, "State of the schedule is kept by the broker.", "never"),
+    _S("beat_sync_every", whole(), 0, "State of the schedule is kept by the broker.", "never"),
+    _S(
+        "beat_max_loop_interval",
+        seconds(),
+        0,
+        "Longest sleep in seconds between two looks at the schedule; 0: the scheduler's own.",
+        "later",
+    ),
+    _S(
+        "beat_cron_starting_deadline",
+        seconds().or_none(),
+        None,
+        "A run missed by more seconds than this is skipped.",
+        "later",
+    ),
+    _S("beat_enable_remote_control", boolean, False, "Beat answers ping.", "later"),
+    _S(
+        "beat_remote_control_max_tick_age",
+        seconds(above=True).or_none(),
+        None,
+        "Seconds without a tick after which it does not.",
+        "later",
+    ),
+)
+
+SECURITY: Final = (
+    _S("security_key", text().or_none(), None, "File of the private key that signs messages.", "later"),
+    _S("security_key_password", secret.or_none(), None, "Its password.", "later", secret=True),
+    _S("security_certificate", text().or_none(), None, "File of the certificate.", "later"),
+    _S(
+        "security_cert_store", text().or_none(), None, "Files of the certificates that are trusted, as a glob.", "later"
+    ),
+    _S("security_digest", text(), "sha256", "The digest that is signed.", "later"),
+)
