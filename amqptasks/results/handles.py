@@ -292,7 +292,8 @@ class AsyncResult(ResultBase):
         self._final = None
         self.backend.forget(self.id)
 
-    def _leaves(self) -> Iterator[AsyncResult]:
+    def leaves(self) -> Iterator[AsyncResult]:
+        """Yield itself."""
         yield self
 
     def _meta(self) -> dict[str, Any]:

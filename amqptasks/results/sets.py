@@ -65,8 +65,8 @@ class ResultBase(ABC):
         """The backend that is asked."""
 
     @abstractmethod
-    def _leaves(self) -> Iterator[Any]:
-        """The single results it consists of."""
+    def leaves(self) -> Iterator[Any]:
+        """Yield the single results it consists of."""
 
     @abstractmethod
     def _tuple_below(self, parent: Any) -> tuple[Any, Any]:
@@ -86,7 +86,7 @@ class ResultBase(ABC):
     def forget(self) -> None:
         """Drop what is known of this, and of the steps before it in a chain."""
         for node in (self, *self._ancestors()):
-            for leaf in node._leaves():
+            for leaf in node.leaves():
                 leaf._forget()
 
     def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[ResultBase | None, ResultBase]]:
@@ -288,7 +288,7 @@ class ResultSet(ResultBase):
         del no_ack
         deadline = None if timeout is None else time.monotonic() + timeout
         pending: dict[str, Any] = {}
-        for leaf in self._leaves():
+        for leaf in self.leaves():
             if leaf.ready():
                 yield leaf.id, leaf._meta()
             else:
@@ -316,9 +316,10 @@ class ResultSet(ResultBase):
 
     # -- the rest
 
-    def _leaves(self) -> Iterator[Any]:
+    def leaves(self) -> Iterator[Any]:
+        """Yield the single results it consists of, those of nested groups too."""
         for result in self.results:
-            yield from result._leaves()
+            yield from result.leaves()
 
     def _tuple_below(self, parent: Any) -> tuple[Any, Any]:
         return (self.id, parent), [result.as_tuple() for result in self.results]

@@ -1,0 +1,172 @@
+"""Calls side by side: each member is a task of its own, their results come back in order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from amqptasks.canvas.signature import Signature, maybe_signature, new_id, shortened, signatures
+from amqptasks.exceptions import InvalidTaskError
+from amqptasks.results.context import default_app
+from amqptasks.results.handles import GroupResult
+
+__all__ = ["group", "members_of", "unrolled"]
+
+
+@Signature.register_type()
+class group(Signature):
+    """Calls that run at the same time. Give them one by one, or as one list or generator.
+
+    New arguments go to every member; an option given to the group, such as ``queue``, holds for every member.
+    """
+
+    def __init__(self, *tasks: Any, app: Any = None, options: Mapping[str, Any] | None = None, **ex: Any) -> None:
+        members = list(signatures(members_of(tasks), app))
+        super().__init__(
+            "celery.group", (), {"tasks": members}, {**(options or {}), **ex}, subtask_type="group", app=app,
+        )  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any], app: Any = None) -> group:
+        """Make a group of its plain form."""
+        plain = Signature(d)
+        made = cls(tasks_in(plain, "tasks"), app=app, options=plain.options)
+        made["args"] = tuple(plain.args)
+        made["immutable"] = plain.immutable
+        return made
+
+    @property
+    def tasks(self) -> list[Any]:
+        """The members."""
+        members: list[Any] = self.kwargs["tasks"]
+        return members
+
+    @tasks.setter
+    def tasks(self, members: list[Any]) -> None:
+        self.kwargs["tasks"] = members
+
+    @property
+    def app(self) -> Any:
+        """What sends it: its own app, or its first member's."""
+        if self._app is not None:
+            return self._app
+        return self.tasks[0].app if self.tasks else default_app("an empty group")
+
+    def __call__(self, *partial_args: Any, **options: Any) -> Any:
+        """Send every member, with these arguments before the stored ones. Returns the `GroupResult`."""
+        return self.apply_async(partial_args, **options)
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, link: Any = None, link_error: Any = None, **options: Any
+    ) -> Any:
+        """Send every member and return the `GroupResult`, whose id is ``task_id`` if that is given.
+
+        Raises:
+            TypeError: `link` or `link_error` was given: say which members they are for.
+            OperationalError: The broker did not take all of them; those it took run.
+        """
+        if link is not None or link_error is not None:
+            raise TypeError("Cannot add link to group: use a chord, or link the individual tasks")
+        options = {key: value for key, value in options.items() if value is not None}
+        _, _, merged = self._merge(None, None, options)
+        merged = dict(merged)
+        group_id = merged.pop("task_id", None) or new_id()
+        # Where the group itself stands in another one says nothing about its members' places in this one.
+        merged.pop("group_id", None)
+        merged.pop("group_index", None)
+        args = (*(args or ()), *self.args) if not self.immutable else tuple(self.args)
+        calls = [call.clone(args, kwargs) for call in unrolled(self.tasks)]
+        app = self.app
+        for index, call in enumerate(calls):
+            call.freeze(group_id=group_id, group_index=index, root_id=merged.get("root_id"))
+        if len(calls) > 1:
+            with app.bulk():
+                results = [call.apply_async(**merged) for call in calls]
+        else:
+            results = [call.apply_async(**merged) for call in calls]
+        if len(results) == 1 and isinstance(results[0], GroupResult):
+            # group(a | group(b, c)): the caller wants the results of b and c, not a list that holds a list.
+            return results[0]
+        return GroupResult(group_id, results, app=app)
+
+    def freeze(
+        self, _id: str | None = None, group_id: str | None = None, chord: Any = None, root_id: str | None = None,
+        parent_id: str | None = None, group_index: int | None = None,
+    ) -> GroupResult:  # fmt: skip
+        """Give the group and its members their ids now, and return the `GroupResult` it will have."""
+        options = self.options
+        own_id = options.setdefault("task_id", _id or new_id())
+        for key, value in (("root_id", root_id), ("parent_id", parent_id)):
+            if value:
+                options[key] = value
+        self.tasks = [call.clone() for call in unrolled(self.tasks)]
+        results = [
+            call.freeze(group_id=own_id, chord=chord, root_id=root_id, parent_id=parent_id, group_index=index)
+            for index, call in enumerate(self.tasks)
+        ]
+        del group_id, group_index
+        return GroupResult(own_id, results, app=self.app)
+
+    def clone(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Return a copy with copies of its members, these keyword arguments given to each of them."""
+        copy = super().clone(args, None, **options)
+        copy.tasks = [call.clone(None, kwargs) for call in self.tasks]
+        return copy
+
+    def set_immutable(self, immutable: bool) -> None:
+        """Say of every member whether it ignores new arguments."""
+        for call in self.tasks:
+            call.set_immutable(immutable)
+
+    def link(self, callback: Any) -> Any:
+        """Have a call made when the *first* member succeeds, without its result, as in Celery. Returns it.
+
+        To run something after all of them, use a chord.
+        """
+        callback = maybe_signature(callback, clone=True).set(immutable=True)
+        return self.tasks[0].link(callback) if self.tasks else callback
+
+    def link_error(self, errback: Any) -> Any:
+        """Have a call made for each member that fails."""
+        return tuple(call.link_error(maybe_signature(errback, clone=True)) for call in self.tasks)
+
+    def skew(self, start: float = 1.0, stop: float | None = None, step: float = 1.0) -> group:
+        """Give the members growing countdowns, in seconds: `start`, ``start + step``, … but never beyond `stop`."""
+        for call, seconds in zip(self.tasks, itertools.count(start, step), strict=False):
+            call.set(countdown=seconds if stop is None else min(seconds, stop))
+        return self
+
+    def __repr__(self) -> str:
+        if not self.tasks:
+            return "group(<empty>)"
+        return shortened(self.tasks[0]["task"], f"group({self.tasks!r})")
+
+
+def members_of(tasks: tuple[Any, ...]) -> Iterable[Any]:
+    """Return what a canvas was given: several calls, or one list, generator or group of them."""
+    if len(tasks) != 1:
+        return tasks
+    only = tasks[0]
+    if isinstance(only, group):
+        return only.tasks
+    if isinstance(only, Signature):
+        return (only.clone(),)
+    return (only,) if isinstance(only, Mapping) else only or ()
+
+
+def unrolled(tasks: Iterable[Any]) -> Iterable[Any]:
+    """Yield calls in order, members of groups in the place of the group. Empty groups and chains vanish."""
+    for call in tasks:
+        if isinstance(call, group):
+            yield from unrolled(call.tasks)
+        elif call.subtask_type != "chain" or call.kwargs["tasks"]:
+            yield call
+
+
+def tasks_in(plain: Signature, key: str) -> list[Any]:
+    """Return the list of calls under a key of a canvas; InvalidTaskError if there is none."""
+    tasks = plain.kwargs.get(key)
+    if not isinstance(tasks, (list, tuple)):
+        raise InvalidTaskError(f"expected {key!r} of a {plain.subtask_type} to be a list of calls, got: {tasks!r:.80}")
+    return list(tasks)
