@@ -1,0 +1,63 @@
+# Shared by the scripts in this directory; source it, do not run it. The caller has set -euo pipefail.
+# Progress goes to stderr, so that what a script prints to stdout stays usable.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${AMQPTASKS_VENV:-$ROOT/.venv}
+
+say() { printf '\033[2m==>\033[0m %s\n' "$*" >&2; }
+fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
+
+# The newest Python that is new enough; AMQPTASKS_PYTHON names another.
+find_python() {
+  local name
+  for name in ${AMQPTASKS_PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
+    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then echo "$name"; return; fi
+  done
+  fail "no Python 3.10 or newer found (set AMQPTASKS_PYTHON to one)"
+}
+
+may_install() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+
+apt_install() {
+  say "installing $* with apt-get"
+  { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" ||
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; }; } >&2 </dev/null
+}
+
+# Make $VENV with this project (editable) and the extras named in $1, for example "test,bench". Nothing is done, and no
+# network is needed, when that was done before for the same setup.cfg, Python and at least these extras.
+ensure_venv() {
+  local extras=$1 python stamp file have="" extra missing=""
+  if [ -x "$VENV/bin/python" ]; then python=$VENV/bin/python; else python=$(find_python); fi
+  stamp=$(cat "$ROOT/setup.cfg" "$ROOT/pyproject.toml" | sha256sum | cut -c1-16)-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  file=$VENV/.amqptasks-installed
+  [ "$(sed -n 1p "$file" 2>/dev/null)" != "$stamp" ] || have=$(sed -n 2p "$file")
+  for extra in ${extras//,/ }; do
+    case ",$have," in *",$extra,"*) ;; *) missing=1 ;; esac
+  done
+  [ -n "$missing" ] || { [ -n "$have" ] && return; }
+  if [ ! -x "$VENV/bin/python" ]; then
+    say "making $VENV with $($python --version)"
+    "$python" -c 'import venv, ensurepip' 2>/dev/null || { may_install && apt_install python3-venv; } ||
+      fail "Python's venv module is missing: install it (Debian, Ubuntu: apt-get install python3-venv)"
+    "$python" -m venv "$VENV"
+  fi
+  [ -z "$have" ] || extras=$have,$extras
+  extras=$(tr ',' '\n' <<<"$extras" | sort -u | paste -sd, -)
+  say "installing amqptasks[$extras] into $VENV"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e "$ROOT[$extras]" >&2
+  printf '%s\n%s\n' "$stamp" "$extras" >"$file"
+}
+
+have_rabbitmq() { "$ROOT/scripts/rabbitmq" where >/dev/null 2>&1; }
+
+# A rabbitmq-server to run, from Debian's package if need be and allowed.
+ensure_rabbitmq() {
+  have_rabbitmq && return
+  may_install || fail "no rabbitmq-server on this machine. Install it (Debian, Ubuntu: apt-get install rabbitmq-server) or run this as root"
+  # Without this the package starts a node of its own at once; a private one is all that is wanted here.
+  local policy=/usr/sbin/policy-rc.d ours=
+  if [ ! -e "$policy" ]; then ours=1; printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod +x "$policy"; fi
+  apt_install rabbitmq-server || { [ -z "$ours" ] || rm -f "$policy"; fail "apt-get could not install rabbitmq-server"; }
+  [ -z "$ours" ] || rm -f "$policy"
+}
