@@ -39,10 +39,14 @@ def _checked_arguments(queue: Any, what: str, arguments: Any) -> dict[str, Any] 
     return dict(arguments) if arguments else None
 
 
-def _checked_number(queue: Any, what: str, number: Any, kind: type | tuple[type, ...], most: int | None = None) -> Any:
+def _checked_number(queue: Any, what: str, number: Any, whole: bool = False, most: int | None = None) -> Any:
     if number is None:
         return None
-    if isinstance(number, bool) or not isinstance(number, kind) or not 0 <= number < float("inf"):
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, int if whole else (int, float))
+        or not 0 <= number < float("inf")
+    ):
         raise ImproperlyConfigured(f"expected {what} of queue {queue!r} to be a number >= 0, got: {number!r}")
     if most is not None and number > most:
         raise ImproperlyConfigured(f"expected {what} of queue {queue!r} to be at most {most}, got: {number!r}")
@@ -162,11 +166,11 @@ class Queue:
             "queue_arguments": _checked_arguments(name, "queue_arguments", queue_arguments),
             "binding_arguments": _checked_arguments(name, "binding_arguments", binding_arguments),
             "consumer_arguments": _checked_arguments(name, "consumer_arguments", consumer_arguments),
-            "expires": _checked_number(name, "expires", expires, (int, float)),
-            "message_ttl": _checked_number(name, "message_ttl", message_ttl, (int, float)),
-            "max_length": _checked_number(name, "max_length", max_length, int),
-            "max_length_bytes": _checked_number(name, "max_length_bytes", max_length_bytes, int),
-            "max_priority": _checked_number(name, "max_priority", max_priority, int, most=255),
+            "expires": _checked_number(name, "expires", expires),
+            "message_ttl": _checked_number(name, "message_ttl", message_ttl),
+            "max_length": _checked_number(name, "max_length", max_length, whole=True),
+            "max_length_bytes": _checked_number(name, "max_length_bytes", max_length_bytes, whole=True),
+            "max_priority": _checked_number(name, "max_priority", max_priority, whole=True, most=255),
             "no_declare": no_declare,
         }
         for each in values["bindings"]:

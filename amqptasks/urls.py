@@ -18,15 +18,17 @@ MASK: Final = "***"
 _NEXT_URL: Final = re.compile(r"([;,]\s*)(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
 _SCHEME: Final = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.\-]*://")
 _SECRET_PARAMETER: Final = re.compile(
-    r"([?&;][^=&;#?]*(?:pass|pwd|secret|token|credential|signature|api_?key|access_?key)[^=&;#?]*=)[^&;#]*", re.IGNORECASE
+    r"([?&;][^=&;#?]*(?:pass|pwd|secret|token|credential|signature|api_?key|access_?key)[^=&;#?]*=)[^&;#]*",
+    re.IGNORECASE,
 )
 
 
 def mask_url(url: object) -> str:
     """Return `url` with its passwords replaced by ``***``, for logs, errors and screens.
 
-    Any scheme, and several URLs joined by ``;`` or ``,``, as `broker_url` allows. Never raises: what is not a URL is
-    returned as text. Where a password holds bare ``@``, ``:``, ``/`` or ``?``, rather too much is hidden than too little.
+    Any scheme, and several URLs joined by ``;`` or ``,``, as `broker_url` allows. Never raises: what is not a URL
+    is returned as text. Where a password holds bare ``@``, ``:``, ``/`` or
+    ``?``, too much is hidden rather than too little.
     """
     text = url.decode("utf-8", "replace") if isinstance(url, (bytes, bytearray)) else str(url)
     return "".join(part if index % 2 else _mask_one(part) for index, part in enumerate(_NEXT_URL.split(text)))
