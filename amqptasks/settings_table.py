@@ -77,7 +77,7 @@ _BROKER: Final = (
         "broker_heartbeat",
         whole(0, 65535).or_none(),
         10,
-        "Seconds between heartbeats, in producers too; 0: none.",
+        "Seconds between heartbeats, in producers too; 0 or None: none.",
         ours="120 in Celery",
     ),
     _S("broker_connection_timeout", seconds(above=True), 4.0, "Seconds one attempt to connect may take."),

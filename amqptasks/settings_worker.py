@@ -229,7 +229,14 @@ BEAT: Final = (
         "later",
         ours="a class in Celery",
     ),
-    _S("beat_schedule_filename", text().or_none(), None, "State of the schedule is kept by the broker.", "never"),
+    _S(
+        "beat_schedule_filename",
+        text().or_none(),
+        None,
+        "State of the schedule is kept by the broker.",
+        "never",
+        ours="a file in Celery",
+    ),
     _S("beat_sync_every", whole(), 0, "State of the schedule is kept by the broker.", "never"),
     _S(
         "beat_max_loop_interval",
