@@ -430,8 +430,14 @@ def as_list(value: Any) -> list[Any]:
 
 
 def signatures(calls: Any, app: Any) -> Iterator[Signature]:
-    """Make each of several calls, in whatever form, a signature."""
+    """Make each of several calls, in whatever form, a signature.
+
+    Raises:
+        InvalidTaskError: One is no call.
+    """
     for call in calls:
+        if call is None:
+            raise InvalidTaskError("expected a call to be a map, got: None")
         yield maybe_signature(call, app=app if getattr(call, "_app", None) is None else None)
 
 
