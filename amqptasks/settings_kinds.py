@@ -26,6 +26,7 @@ __all__ = [
     "concurrency",
     "delivery_mode",
     "fraction",
+    "heartbeat",
     "log_level",
     "names",
     "one_of",
@@ -263,6 +264,16 @@ def _accept_delivery_mode(value: Any) -> int:
 
 delivery_mode: Final = Kind(
     "2 or 'persistent', or 1 or 'transient'", _accept_delivery_mode, partial(_parse_number, int)
+)
+
+
+def _accept_heartbeat(value: Any) -> int:
+    # None is how Celery's users write "none"; for pika it would mean whatever the broker suggests.
+    return 0 if value is None else _accept_whole(0, 65535, value)
+
+
+heartbeat: Final = Kind(
+    "a whole number of seconds from 0 to 65535, or None for 0", _accept_heartbeat, partial(_parse_number, int)
 )
 
 

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("worker_concurrency", "auto", "auto"),
         ("worker_concurrency", 1, 1),
         ("task_default_priority", 255, 255),
+        ("broker_heartbeat", None, 0),
         ("result_expires", timedelta(hours=1), 3600.0),
         ("result_expires", 0, 0),
         ("broker_connection_timeout", 0.001, 0.001),
