@@ -73,10 +73,10 @@ def test_a_callback_of_the_chain_belongs_to_the_last_step(app, add, double, note
 def test_options_go_to_the_first_step_and_the_id_to_the_last(app, add, double):
     result = (add.s(1, 1) | double.s()).apply_async(task_id="mine", queue="slow", countdown=3, root_id="root")
     assert result.id == "mine"
-    first = app.messages[0]
-    assert (first["options"]["queue"], first["options"]["countdown"], first["options"]["root_id"]) == ("slow", 3, "root")
-    assert "queue" not in first["options"]["chain"][0]["options"]
-    assert first["options"]["chain"][0]["options"]["task_id"] == "mine"
+    options = app.messages[0]["options"]
+    assert (options["queue"], options["countdown"], options["root_id"]) == ("slow", 3, "root")
+    assert "queue" not in options["chain"][0]["options"]
+    assert options["chain"][0]["options"]["task_id"] == "mine"
 
 
 def test_arguments_go_to_the_first_step(app, add, double):

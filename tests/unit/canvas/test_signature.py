@@ -185,7 +185,8 @@ def test_what_is_no_call_is_refused_and_does_no_harm(hostile):
 def test_options_of_a_dict_cannot_reach_into_the_constructor():
     # Given a chain whose options bear the names of constructor arguments
     options = {"app": 1, "args": [1], "type": 2, "immutable": True, "self": 3, "task": "x", "options": {"a": 1}}
-    hostile = {"task": "celery.chain", "subtask_type": "chain", "kwargs": {"tasks": [{"task": "a"}]}, "options": options}
+    hostile = {"task": "celery.chain", "subtask_type": "chain", "kwargs": {"tasks": [{"task": "a"}]}}
+    hostile["options"] = options
     # When it is read / Then they are options and nothing else
     made = maybe_signature(hostile)
     assert made.options == options
