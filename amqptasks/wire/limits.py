@@ -92,8 +92,8 @@ def _brackets_outside_strings(body: bytes) -> bytes:
 # ---- msgpack: https://github.com/msgpack/msgpack/blob/master/spec.md
 
 _NOT_CONTAINERS = bytes(byte for byte in range(256) if not (0x80 <= byte <= 0x9F or 0xDC <= byte <= 0xDF))
-# Values of one byte: small integers, nil, false, true. Runs of them are skipped in one step.
-_ONE_BYTE_VALUES = re.compile(rb"[\x00-\x7f\xc0\xc2\xc3\xe0-\xff]+")
+# Values of one byte: small integers, nil, false, true, the empty map and list. Runs of them are taken in one step.
+_ONE_BYTE_VALUES = re.compile(rb"[\x00-\x80\x90\xc0\xc2\xc3\xe0-\xff]+")
 #: First byte → bytes of the whole value, for values of a fixed size: floats, integers, fixext.
 _FIXED = {
     0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9,
@@ -140,16 +140,19 @@ def _scan_msgpack(body: bytes, limits: Limits) -> None:
         if run is not None:
             missing -= run.end() - position
             position = run.end()
-            continue
-        missing -= 1
-        position, values = _step(body, position)
-        if values is None:
-            continue
-        opened += 1
+            containers = run.group().count(b"\x80") + run.group().count(b"\x90")
+            values = None
+        else:
+            missing -= 1
+            position, values = _step(body, position)
+            containers = 0 if values is None else 1
+        opened += containers
         if opened > limits.max_items:
             raise _too_many(limits)
-        if len(outer) + 1 > limits.max_depth:
+        if containers and len(outer) + 1 > limits.max_depth:
             raise _too_deep(limits)
+        if values is None:
+            continue
         outer.append(missing)
         owed += missing
         missing = values
