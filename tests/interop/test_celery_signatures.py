@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
+from amqptasks import canvas
+from amqptasks.results.handles import AsyncResult, GroupResult, result_from_tuple
+from amqptasks.results.memory import MemoryBackend
+
 celery = pytest.importorskip("celery")
-
-import celery.canvas  # noqa: E402
-import celery.result  # noqa: E402
-
-from amqptasks import canvas  # noqa: E402
-from amqptasks.results.handles import AsyncResult, GroupResult, result_from_tuple  # noqa: E402
-from amqptasks.results.memory import MemoryBackend  # noqa: E402
+pytest.importorskip("celery.canvas")
+pytest.importorskip("celery.result")
 
 NAMES = ("a", "b", "c")
 
@@ -123,7 +122,10 @@ def test_we_read_celerys(name, their):
     assert through_json(read) == plain
 
 
-@pytest.mark.parametrize("name", ["a chain", "a chain of chains", "a chain into a group", "a group", "a group of chains"])
+FROZEN = ["a chain", "a chain of chains", "a chain into a group", "a group", "a group of chains"]
+
+
+@pytest.mark.parametrize("name", FROZEN)
 def test_freezing_writes_the_same_options(name, their):
     """Ids differ; which calls get which kinds of options, and how results hang together, must not."""
     ours, theirs = CANVASES[name](our, canvas), CANVASES[name](their, celery.canvas)

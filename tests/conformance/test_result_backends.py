@@ -1,0 +1,331 @@
+"""What every result backend promises, asked of each of them.
+
+A new backend needs one line in `SUBJECTS`: a name, and a context manager that makes a `Subject` of pytest's request
+(take fixtures by ``request.getfixturevalue``).
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from amqptasks.exceptions import BackendError, TimeoutError
+from amqptasks.results.backend import ResultBackend
+from amqptasks.results.memory import MemoryBackend
+from amqptasks.results.record import ResultRecord
+from tests.support import eventually
+
+# Long enough for the slowest broker, short enough for a person to wait for.
+PATIENCE_S = 20.0
+
+
+@dataclass
+class Subject:
+    """A backend under test.
+
+    Attributes:
+        backend: The caller's side.
+        deliver: Does what a worker does with a record: stores it, or publishes the message it makes.
+        other: Makes the same backend as another process would see it; None if no other process can.
+    """
+
+    backend: ResultBackend
+    deliver: Callable[[ResultRecord], None]
+    other: Callable[[], ResultBackend] | None = None
+
+
+@contextmanager
+def memory(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Results in this process."""
+    backend = MemoryBackend()
+    yield Subject(backend, backend.store)
+    backend.close()
+
+
+SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Subject]]] = {
+    "memory": memory,
+}
+
+
+@pytest.fixture(params=sorted(SUBJECTS))
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Each backend in turn."""
+    with SUBJECTS[request.param](request) as subject:
+        yield subject
+
+
+@pytest.fixture
+def backend(subject: Subject) -> ResultBackend:
+    """The caller's side of the backend in turn."""
+    return subject.backend
+
+
+@pytest.fixture
+def new(backend: ResultBackend) -> Callable[[], str]:
+    """Make the id of a task whose answer is expected."""
+
+    def make() -> str:
+        task_id = str(uuid.uuid4())
+        backend.expect(task_id)
+        return task_id
+
+    return make
+
+
+def in_thread(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Start a thread; the function returned joins it and gives what it returned or raised."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((function(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def join() -> Any:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), "it still waits"
+        value, error = outcome[0]
+        if error is not None:
+            raise error
+        return value
+
+    return join
+
+
+def success(task_id: str, value: Any = 4) -> ResultRecord:
+    return ResultRecord.now(task_id, "SUCCESS", value)
+
+
+def failure(task_id: str) -> ResultRecord:
+    plain = {"exc_type": "ValueError", "exc_message": ["no"], "exc_module": "builtins"}
+    return ResultRecord.now(task_id, "FAILURE", plain, traceback="Traceback …")
+
+
+def test_nothing_is_known_of_a_task_that_was_only_sent(backend, new):
+    assert backend.fetch(new()) is None
+
+
+def test_nothing_is_known_of_an_id_nobody_ever_used(backend):
+    assert backend.fetch(str(uuid.uuid4())) is None
+
+
+def test_a_result_that_is_there_is_returned_at_once(subject, backend, new):
+    task_id = new()
+    record = success(task_id)
+    subject.deliver(record)
+    assert backend.wait(task_id, PATIENCE_S) == record
+    assert backend.fetch(task_id) == record
+
+
+def test_everything_in_a_record_comes_back(subject, backend, new):
+    task_id = new()
+    record = ResultRecord(
+        task_id, "SUCCESS", {"a": [1, 2.5, None, True, "ü"]}, None, [[["child", None], None]],
+        "2026-01-02T03:04:05.678901+00:00", "group", "parent", {"name": "tasks.add", "args": [1], "retries": 2},
+    )  # fmt: skip
+    subject.deliver(record)
+    assert backend.wait(task_id, PATIENCE_S) == record
+
+
+def test_a_failure_ends_the_wait_too(subject, backend, new):
+    task_id = new()
+    subject.deliver(failure(task_id))
+    assert backend.wait(task_id, PATIENCE_S) == failure_like(backend.fetch(task_id))
+
+
+def failure_like(record: ResultRecord | None) -> ResultRecord:
+    assert record is not None
+    assert record.status == "FAILURE"
+    assert record.result["exc_type"] == "ValueError"
+    assert record.traceback == "Traceback …"
+    return record
+
+
+def test_a_result_can_be_asked_for_many_times_and_in_many_threads(subject, backend, new):
+    task_id = new()
+    waiters = [in_thread(lambda: backend.wait(task_id, PATIENCE_S).result) for _ in range(5)]
+    subject.deliver(success(task_id, "value"))
+    assert [join() for join in waiters] == ["value"] * 5
+    assert backend.wait(task_id, 0).result == "value"
+
+
+def test_waiting_for_one_task_is_not_ended_by_another(subject, backend, new):
+    first, second = new(), new()
+    waiting = in_thread(lambda: backend.wait(first, PATIENCE_S).result)
+    subject.deliver(success(second, 2))
+    assert backend.wait(second, PATIENCE_S).result == 2
+    subject.deliver(success(first, 1))
+    assert waiting() == 1
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, 0.05])
+def test_a_wait_ends_when_its_time_is_over(backend, new, timeout_s):
+    with pytest.raises(TimeoutError, match=r"The operation timed out\."):
+        backend.wait(new(), timeout_s)
+
+
+def test_a_wait_that_timed_out_can_be_tried_again(subject, backend, new):
+    task_id = new()
+    with pytest.raises(TimeoutError):
+        backend.wait(task_id, 0.01)
+    subject.deliver(success(task_id))
+    assert backend.wait(task_id, PATIENCE_S).result == 4
+
+
+def test_a_state_that_is_not_final_does_not_end_the_wait(subject, backend, new):
+    task_id = new()
+    subject.deliver(ResultRecord.now(task_id, "STARTED", {"pid": 1}))
+    eventually(lambda: (backend.fetch(task_id) or success(task_id)).status == "STARTED", PATIENCE_S)
+    with pytest.raises(TimeoutError):
+        backend.wait(task_id, 0.01)
+
+
+def test_states_that_are_seen_while_waiting_are_told(subject, backend, new):
+    # Given a caller that waits and listens
+    task_id = new()
+    seen: list[str] = []
+    progressed = threading.Event()
+
+    def on_record(record: ResultRecord) -> None:
+        seen.append(record.status)
+        progressed.set()
+
+    waiting = in_thread(lambda: backend.wait(task_id, PATIENCE_S, on_record).result)
+    # When a custom state, then the final one come in
+    subject.deliver(ResultRecord.now(task_id, "PROGRESS", {"done": 1}))
+    assert progressed.wait(PATIENCE_S)
+    subject.deliver(success(task_id))
+    # Then it heard both, in order
+    assert waiting() == 4
+    assert seen == ["PROGRESS", "SUCCESS"]
+
+
+def test_a_listener_may_ask_the_backend(subject, backend, new):
+    task_id = new()
+    subject.deliver(success(task_id))
+    known: list[Any] = []
+    backend.wait(task_id, PATIENCE_S, lambda record: known.append(backend.fetch(record.task_id)))
+    assert known[-1].result == 4
+
+
+def test_storing_twice_is_storing_once(subject, backend, new):
+    task_id = new()
+    subject.deliver(success(task_id))
+    subject.deliver(success(task_id))
+    assert backend.wait(task_id, PATIENCE_S).result == 4
+
+
+@pytest.mark.parametrize("late", ["FAILURE", "STARTED", "RETRY", "REVOKED", "SUCCESS", "PROGRESS"])
+def test_a_success_is_never_overwritten(subject, backend, new, late):
+    # Given a task that has succeeded
+    task_id, after = new(), new()
+    subject.deliver(success(task_id, "first"))
+    backend.wait(task_id, PATIENCE_S)
+    # When a report of another attempt comes late, and one of another task after it
+    subject.deliver(ResultRecord.now(task_id, late, "late"))
+    subject.deliver(success(after))
+    backend.wait(after, PATIENCE_S)
+    # Then the first answer stands
+    assert backend.fetch(task_id).result == "first"
+
+
+def test_a_failure_is_not_undone_by_a_state_that_is_not_final(subject, backend, new):
+    task_id, after = new(), new()
+    subject.deliver(failure(task_id))
+    subject.deliver(ResultRecord.now(task_id, "STARTED"))
+    subject.deliver(success(after))
+    backend.wait(after, PATIENCE_S)
+    assert backend.wait(task_id, PATIENCE_S).status == "FAILURE"
+
+
+def test_forgotten_is_gone(subject, backend, new):
+    task_id = new()
+    subject.deliver(success(task_id))
+    backend.wait(task_id, PATIENCE_S)
+    backend.forget(task_id)
+    assert backend.fetch(task_id) is None
+
+
+def test_forgetting_what_was_never_known_is_fine(backend):
+    backend.forget(str(uuid.uuid4()))
+
+
+def test_expecting_twice_loses_nothing(subject, backend, new):
+    task_id = new()
+    subject.deliver(success(task_id))
+    backend.wait(task_id, PATIENCE_S)
+    backend.expect(task_id)
+    assert backend.wait(task_id, PATIENCE_S).result == 4
+
+
+def test_the_first_of_several_ends_the_wait_for_any(subject, backend, new):
+    ids = [new() for _ in range(3)]
+    waiting = in_thread(lambda: backend.wait_any(ids, PATIENCE_S))
+    subject.deliver(success(ids[1], "second"))
+    assert [record.result for record in waiting()] == ["second"]
+
+
+def test_all_that_are_finished_are_returned_when_waiting_for_any(subject, backend, new):
+    ids = [new() for _ in range(3)]
+    for task_id in ids[:2]:
+        subject.deliver(success(task_id, task_id))
+        backend.wait(task_id, PATIENCE_S)
+    told: list[str] = []
+    records = backend.wait_any(ids, PATIENCE_S, lambda record: told.append(record.task_id))
+    assert {record.result for record in records} == set(ids[:2]) == set(told)
+
+
+def test_waiting_for_any_ends_when_its_time_is_over(backend, new):
+    with pytest.raises(TimeoutError):
+        backend.wait_any([new(), new()], 0.05)
+
+
+def test_many_threads_get_their_own_answers(subject, backend, new):
+    ids = [new() for _ in range(50)]
+    waiters = [in_thread(lambda each=task_id: backend.wait(each, PATIENCE_S).result) for task_id in ids]
+    for task_id in reversed(ids):
+        subject.deliver(success(task_id, task_id))
+    assert [join() for join in waiters] == ids
+
+
+@pytest.mark.parametrize("timeout_s", [None, PATIENCE_S * 10])
+def test_closing_wakes_who_waits(backend, new, timeout_s):
+    # Given a caller that waits, as the state it was told shows
+    task_id = new()
+    waiting = in_thread(lambda: backend.wait(task_id, timeout_s))
+    # When the backend is closed, twice / Then the wait ends, with an error of the backend
+    backend.close()
+    backend.close()
+    with pytest.raises(BackendError):
+        waiting()
+
+
+def test_another_process_reads_what_a_persistent_backend_keeps(subject, backend, new):
+    if subject.other is None:
+        assert not backend.persistent
+        return
+    task_id = new()
+    subject.deliver(success(task_id))
+    assert subject.other().wait(task_id, PATIENCE_S).result == 4
+
+
+def test_who_answers_by_message_names_a_queue_and_who_stores_does_not(backend, new):
+    record = success(new())
+    message = backend.message(record, backend.reply_to(), record.task_id)
+    assert (backend.reply_to() is not None) == backend.in_message == (message is not None)
+    assert backend.message(record, None, record.task_id) is None
+
+
+def test_its_name_shows_no_password(backend):
+    assert "://" in backend.as_uri()
+    assert "@" not in backend.as_uri() or ":**" in backend.as_uri()
