@@ -117,7 +117,7 @@ def _endpoint(url: str, wish: _Wish) -> Endpoint:
         why = "its port is not a number from 0 to 65535" if "Port" in str(error) else "its host cannot be read"
         raise _bad(url, why) from None
     if scheme not in SCHEMES:
-        raise _bad(url, f"expected a URL that begins with amqp:// or amqps://, got scheme {scheme!r}")
+        raise _bad(url, f"expected a URL that begins with amqp:// or amqps://, got scheme {scheme!r}", encode=False)
     if parts.fragment or (parts.username is None and "@" in parts.path):
         # Cut in the wrong place: it would connect to a host whose name is a piece of the password.
         raise _bad(url, "it cannot be cut into user, password and host")

@@ -258,7 +258,7 @@ _INEQUIVALENT: Final = re.compile(
 def conflict(reply_text: str, step: Step) -> TopologyConflict:
     """Return the error for a declaration that the broker refused with 406: both sides, and how to mend it.
 
-    `reply_text` is the broker's. RabbitMQ names only the first argument that differs; of the others, only ours are known.
+    `reply_text` is the broker's. RabbitMQ names only the first argument that differs.
     """
     match = _INEQUIVALENT.search(reply_text)
     what = _subject(step)
@@ -334,5 +334,6 @@ def _remedy(step: DeclareExchange | DeclareQueue, differing: str, theirs: str) -
         match_it += " in task_queues or by task_default_queue_type"
     return (
         f"To mend it: {match_it}; or let workers empty the queue, delete it with "
-        f"`amqptasks queues delete {step.queue}` and declare it anew; or use another name. Messages in a queue are lost when it is deleted."
+        f"`amqptasks queues delete {step.queue}` and declare it anew; or use another name. Messages in a queue are "
+        f"lost when it is deleted."
     )
