@@ -1,0 +1,182 @@
+"""Fixtures of all tests: a RabbitMQ, unique names, real workers. Also random order and a deadline per test.
+
+Environment:
+    AMQPTASKS_TEST_BROKER_URL   a RabbitMQ to use; without it the first test that needs one starts a private node
+    AMQPTASKS_TEST_BROKER_DIR   the directory of scripts/rabbitmq behind that URL, so that tests may use rabbitmqctl
+    AMQPTASKS_TEST_SEED         the seed of the order, to repeat a run
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import random
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT, PrivateBroker, Project, WorkerProcess
+
+SEED = os.environ.get("AMQPTASKS_TEST_SEED") or str(random.randrange(10**6))
+DEADLINE_S = 60.0
+#: How long a test that missed its deadline has for its clean-up before the whole run is ended.
+GRACE_S = 30.0
+#: Standard error as it was before pytest began to capture it: what is written while a run is being ended must show.
+STDERR = 2
+
+
+def pytest_configure() -> None:
+    global STDERR
+    STDERR = os.dup(2)
+
+
+def pytest_report_header() -> str:
+    return f"order: AMQPTASKS_TEST_SEED={SEED}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Modules in random order and tests in random order within them: what a module shares is then still made once.
+    chance = random.Random(SEED)
+    modules: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    groups = list(modules.values())
+    chance.shuffle(groups)
+    for group in groups:
+        chance.shuffle(group)
+    items[:] = [item for group in groups for item in group]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail a test that misses its deadline. If even that does not free it, print every stack and end the run."""
+    marker = item.get_closest_marker("deadline")
+    seconds = float(marker.args[0]) if marker else DEADLINE_S
+
+    def too_late(number: int, frame: FrameType | None) -> None:
+        faulthandler.dump_traceback(file=STDERR, all_threads=True)
+        pytest.fail(f"missed its deadline of {seconds:g} s", pytrace=True)
+
+    faulthandler.dump_traceback_later(seconds + GRACE_S, exit=True, file=STDERR)
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[PrivateBroker | None]:
+    """The node behind `broker_url`, or None if it is not ours to command."""
+    url, directory = os.environ.get("AMQPTASKS_TEST_BROKER_URL"), os.environ.get("AMQPTASKS_TEST_BROKER_DIR")
+    if url:
+        shared = PrivateBroker(directory) if directory else None
+        if shared:
+            shared.url = url
+        yield shared
+        return
+    node = PrivateBroker(Path(tempfile.mkdtemp(prefix="amqptasks-test-")))
+    node.start()
+    yield node
+    node.delete()
+
+
+@pytest.fixture(scope="session")
+def broker_url(broker: PrivateBroker | None) -> str:
+    """The URL of a RabbitMQ that runs."""
+    return broker.url if broker else os.environ["AMQPTASKS_TEST_BROKER_URL"]
+
+
+@pytest.fixture(scope="session")
+def rabbitmqctl(broker: PrivateBroker | None) -> Callable[..., str]:
+    """Run rabbitmqctl on the node of `broker_url`: ``rabbitmqctl("list_queues", "name")`` returns what it printed."""
+    if broker is None:
+        pytest.skip("rabbitmqctl needs a node of our own: unset AMQPTASKS_TEST_BROKER_URL")
+    return broker.ctl
+
+
+@pytest.fixture
+def own_broker() -> Iterator[PrivateBroker]:
+    """A node for this test alone, running, to be stopped and killed at will."""
+    node = PrivateBroker(Path(tempfile.mkdtemp(prefix="amqptasks-own-")))
+    node.start()
+    yield node
+    node.delete()
+
+
+@pytest.fixture
+def unique() -> Callable[..., str]:
+    """Make names that no other test uses: ``unique("queue")``."""
+    return lambda prefix="test": f"{prefix}-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def queue_name(unique: Callable[..., str]) -> str:
+    """A queue name that no other test uses."""
+    return unique("queue")
+
+
+@pytest.fixture
+def project(tmp_path: Path, broker_url: str, queue_name: str) -> Iterator[Callable[..., Project]]:
+    """Write a module of tasks: ``project('''from amqptasks import App …''')`` returns a `Project`."""
+    made: list[Project] = []
+
+    def make(source: str, *, name: str | None = None, url: str | None = None, queue: str | None = None) -> Project:
+        name = name or f"project_{uuid.uuid4().hex[:12]}"
+        made.append(Project(tmp_path, name, source, broker_url=url or broker_url, queue=queue or queue_name))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.forget()
+
+
+@pytest.fixture
+def worker(tmp_path: Path, project: Callable[..., Project]) -> Iterator[Callable[..., WorkerProcess]]:
+    """Start a real worker process on a `Project` (or a source) and wait until it is ready.
+
+    ``worker(project, "-c", "2", ready=False, expected_exits=(0,), env={})``. At the end of the test every worker gets
+    TERM and must exit as expected.
+    """
+    running: list[WorkerProcess] = []
+
+    def start(
+        module: Project | str,
+        *arguments: str,
+        ready: bool = True,
+        expected_exits: tuple[int, ...] | None = (0,),
+        env: dict[str, str] | None = None,
+    ) -> WorkerProcess:
+        if isinstance(module, str):
+            module = project(module)
+        node = f"w{len(running)}-{uuid.uuid4().hex[:6]}@test"
+        command = [sys.executable, "-m", "amqptasks", "-A", module.name, "worker", "-l", "INFO", "-n", node, *arguments]
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"} | (env or {})
+        log = tmp_path / f"worker-{len(running)}.log"
+        process = WorkerProcess(command, directory=tmp_path, log=log, env=environment)
+        process.expected_exits = expected_exits
+        running.append(process)
+        if ready:
+            process.wait_ready()
+        return process
+
+    yield start
+    problems = []
+    for process in running:
+        try:
+            process.finish()
+        except AssertionError as error:
+            problems.append(str(error))
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)

@@ -1,0 +1,215 @@
+"""What tests share: waiting for a condition, a private RabbitMQ, a real worker process.
+
+The fixtures over these are in `conftest.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "scripts" / "rabbitmq"
+READY = re.compile(r"\bready\.\s*$", re.MULTILINE)
+
+T = TypeVar("T")
+
+
+def eventually(assertion: Callable[[], T], within_s: float = 10.0, every_s: float = 0.02) -> T:
+    """Call `assertion` until it neither raises AssertionError nor returns False; return what it returns.
+
+    After `within_s` seconds its last failure is the test's failure.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            value = assertion()
+            if value is not False:
+                return value
+            problem = AssertionError(f"still False: {assertion!r}")
+        except AssertionError as error:
+            problem = error
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not so within {within_s} s: {problem}") from problem
+        threading.Event().wait(every_s)
+
+
+class PrivateBroker:
+    """A RabbitMQ node of the tests' own, run by scripts/rabbitmq. It ends with this process, however that ends."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = str(directory)
+        self.url = ""
+
+    def _script(self, *arguments: str, timeout_s: float = 120.0) -> str:
+        # Files, not pipes: the node that `up` leaves behind must not keep us waiting for the end of its output.
+        command = [str(SCRIPT), "--dir", self.directory, *arguments]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr or done.stdout}")
+        return done.stdout.strip()
+
+    def start(self) -> str:
+        """Start the node, again with the same port and data if it ran before, and return its URL."""
+        self.url = self._script("--owner", str(os.getpid()), "up")
+        return self.url
+
+    def stop(self) -> None:
+        """Stop the node cleanly; its data stays."""
+        self._script("stop")
+
+    def kill(self) -> None:
+        """Kill the node as a power cut would; its data stays."""
+        self._script("kill")
+
+    def ctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl on the node and return what it printed."""
+        return self._script("ctl", "-q", *arguments)
+
+    def delete(self) -> None:
+        """Stop the node and delete its data."""
+        self._script("down")
+
+
+class Project:
+    """A module of tasks in a directory of its own, which workers and the test itself can both import.
+
+    Its source may use two names that stand at its top: BROKER, the broker's URL, and QUEUE, a queue name that no other
+    test uses.
+    """
+
+    def __init__(self, directory: Path, name: str, source: str, *, broker_url: str, queue: str) -> None:
+        self.directory = directory
+        self.name = name
+        self.queue = queue
+        self._module: ModuleType | None = None
+        head = f"BROKER = {broker_url!r}\nQUEUE = {queue!r}\n"
+        (directory / f"{name}.py").write_text(head + textwrap.dedent(source), encoding="utf-8")
+
+    @property
+    def module(self) -> ModuleType:
+        """The module, imported into this process on first use."""
+        if self._module is None:
+            if str(self.directory) not in sys.path:
+                sys.path.insert(0, str(self.directory))
+            importlib.invalidate_caches()
+            self._module = importlib.import_module(self.name)
+        return self._module
+
+    def forget(self) -> None:
+        """Undo the import."""
+        if self._module is not None:
+            sys.modules.pop(self.name, None)
+            self._module = None
+        if str(self.directory) in sys.path:
+            sys.path.remove(str(self.directory))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.module, name)
+
+
+class WorkerProcess:
+    """A real ``amqptasks … worker`` (or another command that logs) in a process group of its own."""
+
+    def __init__(self, command: Sequence[str], *, directory: Path, log: Path, env: Mapping[str, str]) -> None:
+        self.command = list(command)
+        self.log_path = log
+        self.expected_exits: tuple[int, ...] | None = (0,)
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=directory,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process id of the parent."""
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """Everything it has printed so far."""
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def wait_for(self, pattern: str | re.Pattern[str], within_s: float = 20.0) -> re.Match[str]:
+        """Wait until its output matches; fail with the output if it ends first or time runs out."""
+        deadline = time.monotonic() + within_s
+        while True:
+            ended = self.process.poll() is not None
+            found = re.search(pattern, self.log)
+            if found:
+                return found
+            if ended or time.monotonic() >= deadline:
+                what = f"ended with {self.process.returncode}" if ended else f"printed no such thing in {within_s} s"
+                raise AssertionError(f"the worker {what}; expected {pattern!r} in:\n{self.log}")
+            threading.Event().wait(0.02)
+
+    def wait_ready(self, within_s: float = 20.0) -> None:
+        """Wait until it says that it consumes."""
+        self.wait_for(READY, within_s)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the parent process."""
+        self.process.send_signal(number)
+
+    def children(self) -> list[int]:
+        """Process ids of its child processes, oldest first."""
+        found = []
+        for task in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            found += [int(pid) for pid in task.read_text().split()]
+        return sorted(found)
+
+    def wait(self, within_s: float = 20.0) -> int:
+        """Wait for its end and return its exit code (negative: killed by that signal)."""
+        try:
+            return self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the worker has not ended within {within_s} s; it printed:\n{self.log}") from None
+
+    def stop(self, within_s: float = 20.0) -> int:
+        """Ask it to stop warmly (TERM) and return its exit code."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+        return self.wait(within_s)
+
+    def kill(self) -> None:
+        """Kill parent and children with SIGKILL, and stop expecting a clean exit."""
+        self.expected_exits = None
+        self.kill_group()
+
+    def kill_group(self) -> None:
+        """Kill whatever is left of the process group and reap the parent."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all gone already, which is what was wanted
+        self.process.wait(10)
+
+    def finish(self) -> None:
+        """Stop it and fail unless it ended as expected (`expected_exits`; None: any way will do)."""
+        try:
+            code = self.stop()
+        finally:
+            self.kill_group()
+        if self.expected_exits is not None and code not in self.expected_exits:
+            raise AssertionError(
+                f"the worker ended with {code}, expected {self.expected_exits}; it printed:\n{self.log}"
+            )
