@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from amqptasks.exceptions import DecodeError
 
-__all__ = ["DEFAULT_LIMITS", "Limits", "check_json", "check_msgpack", "check_size"]
+__all__ = ["DEFAULT_LIMITS", "Limits", "check_counts", "check_json", "check_msgpack", "check_size"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,14 @@ def check_size(body: bytes, limits: Limits) -> None:
     """Refuse a body of too many bytes."""
     if len(body) > limits.max_bytes:
         raise DecodeError(f"the body has {len(body)} bytes, at most {limits.max_bytes} are allowed")
+
+
+def check_counts(items: int, depth: int, limits: Limits) -> None:
+    """Refuse a body in which so many lists and maps were opened, so many of them inside one another."""
+    if items > limits.max_items:
+        raise _too_many(limits)
+    if depth > limits.max_depth:
+        raise _too_deep(limits)
 
 
 def _too_many(limits: Limits) -> DecodeError:
@@ -147,10 +155,7 @@ def _scan_msgpack(body: bytes, limits: Limits) -> None:
             position, values = _step(body, position)
             containers = 0 if values is None else 1
         opened += containers
-        if opened > limits.max_items:
-            raise _too_many(limits)
-        if containers and len(outer) + 1 > limits.max_depth:
-            raise _too_deep(limits)
+        check_counts(opened, len(outer) + 1 if containers else 0, limits)
         if values is None:
             continue
         outer.append(missing)

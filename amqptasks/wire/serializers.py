@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amqptasks.exceptions import ContentDisallowed, DecodeError, EncodeError, ImproperlyConfigured
-from amqptasks.wire.limits import DEFAULT_LIMITS, Limits, check_json, check_msgpack, check_size
+from amqptasks.wire.limits import DEFAULT_LIMITS, Limits, check_counts, check_json, check_msgpack, check_size
 from amqptasks.wire.typed import MARK, check_lookalikes, from_typed, to_typed
 
 __all__ = [
@@ -145,17 +145,31 @@ def _yaml() -> Any:
 
 
 def _yaml_dumps(value: Any) -> bytes:
-    body: bytes = _yaml().safe_dump(value, encoding="utf-8", allow_unicode=True)
+    yaml = _yaml()
+    # Written out in full wherever it stands: the reader refuses aliases.
+    dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    body: bytes = yaml.dump(value, Dumper=dumper, encoding="utf-8", allow_unicode=True)
     return body
 
 
 def _yaml_loads(body: bytes) -> Any:
+    return _yaml().safe_load(body)
+
+
+def _check_yaml(body: bytes, limits: Limits) -> None:
     yaml = _yaml()
-    # An alias costs three bytes and can stand for any size: nine lines of them outgrow any memory when walked.
+    opened = depth = 0
+    # The scanner's time grows with the square of the depth, so the limit is watched while it runs.
     for event in yaml.parse(body, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("YAML aliases are not accepted")
-    return yaml.safe_load(body)
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened += 1
+            depth += 1
+            check_counts(opened, depth, limits)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent):
+            # It costs three bytes and can stand for any size: nine lines of them outgrow any memory when walked.
+            raise DecodeError("YAML aliases are not accepted")
 
 
 def _pickle_dumps(value: Any) -> bytes:
@@ -183,6 +197,7 @@ _by_type: dict[str, Serializer] = {known.content_type: known for known in _by_na
 _CHECKS: Mapping[str, Callable[[bytes, Limits], None]] = {
     _JSON.content_type: check_json,
     _MSGPACK.content_type: check_msgpack,
+    _YAML.content_type: _check_yaml,
 }
 
 
@@ -362,11 +377,13 @@ def loads(
     if serializer is None:
         raise DecodeError(f"no serializer is registered for content type {content_type!r}, though it is accepted")
     check_size(body, limits)
-    check = _CHECKS.get(content_type)
-    if check is not None:
-        check(body, limits)
     try:
+        check = _CHECKS.get(content_type)
+        if check is not None:
+            check(body, limits)
         return serializer.loads(body)
+    except DecodeError:
+        raise
     except Exception as error:
         problem = _reason(error)
     # Raised out here without a cause on purpose: decoders' errors hold on to the whole body.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -201,6 +202,23 @@ def test_deep_nesting_is_refused(content_type: str, body: bytes) -> None:
         read(body, content_type)
 
 
+def test_brackets_in_a_long_text_are_text() -> None:
+    value = ["[" * 200_000, '"' * 70_001, "{" * 200_000]
+    assert read(json.dumps(value).encode()) == value
+
+
+def test_a_long_integer_is_refused_even_where_the_interpreter_takes_it() -> None:
+    digits = getattr(sys, "get_int_max_str_digits", lambda: None)()
+    if digits is not None:  # since Python 3.10.7 the interpreter has a limit of its own
+        sys.set_int_max_str_digits(0)
+    try:
+        with pytest.raises(DecodeError, match="5000 characters, at most 4300"):
+            read(b"[1," + b"9" * 5000 + b"]")
+    finally:
+        if digits is not None:
+            sys.set_int_max_str_digits(digits)
+
+
 def test_nesting_up_to_the_limit_is_read() -> None:
     assert read(b"[" * 100 + b"]" * 100)
     assert read(b"\x91" * 99 + b"\x90", MSGPACK)
@@ -259,7 +277,7 @@ def test_the_depth_seen_in_the_bytes_is_the_depth_of_the_value(value: Any, depth
 @pytest.mark.parametrize(
     "body",
     [
-        b"\xdd\x00\xff\xff\xff" * 100 + b"\x00" * 15_000_000,
+        b"\xdd\x00\xe4\xe1\xc0" * 90 + b"\x00" * 15_000_000,
         b"\xdd\x7f\xff\xff\xff",
         b"\xdf\x7f\xff\xff\xff",
         b"\xdc\xff\xff" * 90,
@@ -267,7 +285,7 @@ def test_the_depth_seen_in_the_bytes_is_the_depth_of_the_value(value: Any, depth
         b"\xc6\xff\xff\xff\xffabc",
         b"\xc9\xff\xff\xff\xff\x01abc",
     ],
-    ids=["nested lists of 16 million", "list", "map", "nested lists of 65535", "str", "bin", "ext"],
+    ids=["nested lists of 15 million", "list", "map", "nested lists of 65535", "str", "bin", "ext"],
 )
 def test_msgpack_that_promises_more_than_it_holds_reserves_nothing(body: bytes) -> None:
     with peak_below(4 * LIMITS.max_bytes), pytest.raises(DecodeError):
@@ -411,6 +429,7 @@ TRICKS: list[Any] = [
     {"__type__": "bytes", "__value__": [1]},
     {"__type__": "base64", "__value__": "=x="},
     {"__type__": "base64", "__value__": "a"},
+    {"__type__": "base64", "__value__": "YW!Jj"},
     {"__type__": "datetime", "__value__": {"__type__": "datetime", "__value__": "2024-01-01"}},
 ]
 

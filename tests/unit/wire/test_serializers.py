@@ -276,11 +276,27 @@ def test_yaml_without_its_library_says_what_to_install(monkeypatch: pytest.Monke
         serializers.loads(b"- 1", "application/x-yaml", "utf-8", serializers.accepted(["yaml"]))
 
 
+def test_yaml_is_written_as_its_reader_wants_it_and_runs_nothing() -> None:
+    pytest.importorskip("yaml", reason="PyYAML is not among our dependencies: users who want YAML install it")
+    shared = [1, "é"]
+    assert round_trip([shared, {"a": shared}], "yaml") == [shared, {"a": shared}]
+    for body in (
+        b"a: &x [1]\nb: [*x, *x]",
+        b"!!python/object/apply:os.getcwd []",
+        b"[" * 5000,
+        b"\xff",
+        b"\0",
+        b"a: b: c",
+    ):
+        with pytest.raises(DecodeError):
+            serializers.loads(body, "application/x-yaml", "utf-8", serializers.accepted(["yaml"]))
+
+
 def test_importing_the_serializers_loads_no_library_that_is_not_used() -> None:
     program = (
-        "import sys; import amqptasks.wire.serializers, amqptasks.wire.compression, amqptasks.wire.failures;"
+        "import sys, amqptasks; before = set(sys.modules); import amqptasks.wire.serializers, amqptasks.wire.compression, amqptasks.wire.failures;"
         "late = ('msgpack', 'yaml', 'pickle', 'lzma', 'bz2', 'difflib', 'asyncio', 'traceback');"
-        "print([name for name in late if name in sys.modules])"
+        "print([name for name in late if name in set(sys.modules) - before])"
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"

@@ -11,7 +11,7 @@ import traceback
 import types
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -304,6 +304,18 @@ class Leaves(Exception):
 class Other(Exception):
     def __new__(cls, *args: Any) -> Any:
         return os.environ
+
+
+class Stop(BaseException):
+    built: ClassVar[list[Any]] = []
+
+    def __init__(self, *args: Any) -> None:
+        self.built.append(args)
+
+
+def test_an_exception_that_is_made_to_stop_a_process_is_not_even_built() -> None:
+    assert isinstance(from_plain({"exc_type": "Stop", "exc_module": __name__, "exc_message": ["x"]}), RemoteError)
+    assert Stop.built == []
 
 
 @pytest.mark.parametrize("name", ["Leaves", "Other"])
