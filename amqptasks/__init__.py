@@ -1,1 +1,68 @@
-"""amqptasks: a distributed task system whose only broker is RabbitMQ."""
+"""amqptasks: a distributed task system whose only broker is RabbitMQ, with the API that Celery's users know.
+
+    from amqptasks import App
+
+    app = App("proj", broker="amqp://localhost", backend="rpc://")
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+Names are imported when first used, so that ``import amqptasks`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from amqptasks._version import __version__
+
+if TYPE_CHECKING:
+    from amqptasks.app.app import App
+    from amqptasks.app.app import App as Celery
+    from amqptasks.app.task import Task
+    from amqptasks.canvas import chain, chord, group
+    from amqptasks.canvas.signature import Signature, maybe_signature, signature
+    from amqptasks.entities import Binding, Exchange, Queue, binding
+    from amqptasks.result import AsyncResult, GroupResult, ResultSet
+    from amqptasks.utils import uuid
+
+_HOMES = {
+    "App": ("amqptasks.app.app", "App"),
+    "Celery": ("amqptasks.app.app", "App"),
+    "Task": ("amqptasks.app.task", "Task"),
+    "chain": ("amqptasks.canvas", "chain"),
+    "chord": ("amqptasks.canvas", "chord"),
+    "group": ("amqptasks.canvas", "group"),
+    "Signature": ("amqptasks.canvas.signature", "Signature"),
+    "maybe_signature": ("amqptasks.canvas.signature", "maybe_signature"),
+    "signature": ("amqptasks.canvas.signature", "signature"),
+    "Binding": ("amqptasks.entities", "Binding"),
+    "Exchange": ("amqptasks.entities", "Exchange"),
+    "Queue": ("amqptasks.entities", "Queue"),
+    "binding": ("amqptasks.entities", "binding"),
+    "AsyncResult": ("amqptasks.result", "AsyncResult"),
+    "GroupResult": ("amqptasks.result", "GroupResult"),
+    "ResultSet": ("amqptasks.result", "ResultSet"),
+    "uuid": ("amqptasks.utils", "uuid"),
+}
+
+__all__ = [
+    "App", "AsyncResult", "Binding", "Celery", "Exchange", "GroupResult", "Queue", "ResultSet", "Signature", "Task",
+    "__version__", "binding", "chain", "chord", "group", "maybe_signature", "signature", "uuid",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module, attribute = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module 'amqptasks' has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -27,6 +27,7 @@
     │   │   ├── Unroutable
     │   │   └── BrokerUnavailable
     │   ├── MaybeSent                 sent, never confirmed
+    │   ├── BulkError                 some tasks of a bulk() block were not confirmed
     │   └── TopologyConflict
     └── ContentError
         ├── EncodeError
@@ -45,7 +46,7 @@ from typing import Any
 
 __all__ = [
     "AlreadyRegistered", "AmqptasksError", "BackendError", "BackendGetMetaError", "BackendStoreError",
-    "BrokerUnavailable", "CeleryError", "ChordError", "ContentDisallowed", "ContentError", "DecodeError",
+    "BrokerUnavailable", "BulkError", "CeleryError", "ChordError", "ContentDisallowed", "ContentError", "DecodeError",
     "EncodeError", "Ignore", "ImproperlyConfigured", "IncompleteStream", "InvalidSetting", "InvalidTaskError",
     "MaxRetriesExceededError", "MaybeSent", "NotRegistered", "NotSent", "OperationalError", "QueueNotFound",
     "Reject", "ResultUnreachable", "Retry", "SecurityError", "SoftTimeLimitExceeded", "TaskError",
@@ -207,6 +208,18 @@ class BrokerUnavailable(NotSent):
 
 class MaybeSent(OperationalError):
     """The message left, but the broker never confirmed it. Sending the same id again is safe."""
+
+
+class BulkError(OperationalError):
+    """Some tasks of a ``bulk()`` block were not confirmed; the others were.
+
+    Attributes:
+        failures: The error of each, by task id: a `NotSent` or a `MaybeSent`.
+    """
+
+    def __init__(self, message: str, failures: dict[str, BaseException] | None = None) -> None:
+        super().__init__(message)
+        self.failures = failures or {}
 
 
 class TopologyConflict(OperationalError):

@@ -1,1 +1,1 @@
-"""TBD"""
+"""RabbitMQ: connections, publishing, consuming, declarations, delays. The only home of pika and tenacity."""

@@ -49,18 +49,18 @@ class Interrupted(OperationalError):
 class Outgoing:
     """One message on its way out, and the callback that learns its end: ``on_done(outgoing, error or None)``."""
 
-    __slots__ = ("_claim", "mandatory", "message", "need", "on_done", "redeclared", "returned", "was_written")
+    __slots__ = ("_claim", "mandatory", "message", "needs", "on_done", "redeclared", "returned", "was_written")
 
     def __init__(
         self,
         message: EncodedMessage,
-        need: Need | None,
+        needs: tuple[Need, ...],
         on_done: Callable[[Outgoing, OperationalError | EncodeError | None], None],
         *,
         mandatory: bool = True,
     ) -> None:
         self.message = message
-        self.need = need
+        self.needs = needs
         self.on_done = on_done
         self.mandatory = mandatory
         self.returned: str | None = None
@@ -132,6 +132,10 @@ class ConfirmChannel:
             self._scheduled = True
             self._loop.at_turn_end(self.pump)
 
+    def send_later(self, out: Outgoing, wait_s: float) -> None:
+        """Send after a pause."""
+        self._loop.call_later(wait_s, lambda: self.send(out))
+
     def pump(self) -> None:
         """Write what can be written now."""
         self._scheduled = False
@@ -158,8 +162,14 @@ class ConfirmChannel:
                 out.on_done(out, error)
 
     def _offer(self, connection: Connection, out: Outgoing) -> None:
-        need, declarer = out.need, self._declarer
-        if need is None or declarer is None or declarer.has(need.key):
+        declarer = self._declarer
+        need = None
+        if declarer is not None:
+            for each in out.needs:
+                if not declarer.has(each.key):
+                    need = each
+                    break
+        if need is None or declarer is None:
             self._write(connection, out)
             return
 
@@ -254,12 +264,13 @@ class ConfirmChannel:
         self._finish(out, NotSent(f"the broker refused the message to {_address(out)}: {reason}"))
 
     def _try_again_declared(self, out: Outgoing) -> bool:
-        if out.need is None or out.redeclared or self._declarer is None:
+        if not out.needs or out.redeclared or self._declarer is None:
             return False
         out.redeclared = True
         out.returned = None
         out.release()
-        self._declarer.forget(out.need.key)
+        for need in out.needs:
+            self._declarer.forget(need.key)
         self._queue.append(out)
         self._loop.at_turn_end(self.pump)
         return True

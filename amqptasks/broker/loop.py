@@ -25,7 +25,25 @@ class Loop(IOLoop):
 
     def __init__(self) -> None:
         self._ending: list[Callback] = []
+        self._is_stopping = False
         super().__init__()
+        # From here on any thread may wake the loop.
+        self.activate_poller()
+
+    def run(self) -> None:
+        """Handle events until `stop`. A fault in one callback is logged and does not end the process's way to the broker."""
+        while not self._is_stopping:
+            try:
+                self.poll()
+                self.process_timeouts()
+            except Exception:
+                logger.exception("The I/O loop hit an error and goes on")
+        self.deactivate_poller()
+        self.close()
+
+    def stop(self) -> None:
+        """End `run` after the present turn."""
+        self._is_stopping = True
 
     def at_turn_end(self, callback: Callback) -> None:
         """Call once when every event of the present turn has been handled.
@@ -82,9 +100,7 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 loop = Loop()
-                # The poller must exist before another thread may wake it.
-                loop.activate_poller()
-                self._thread = threading.Thread(target=self._run, args=(loop,), name=self.name, daemon=True)
+                self._thread = threading.Thread(target=loop.run, name=self.name, daemon=True)
                 self._loop = loop
                 self._thread.start()
             return self._loop
@@ -121,17 +137,6 @@ class LoopThread:
         loop.call_threadsafe(loop.stop)
         thread.join(timeout_s)
         return not thread.is_alive()
-
-    def _run(self, loop: Loop) -> None:
-        while True:
-            try:
-                loop.start()
-                break
-            except Exception:
-                # A fault in one callback must not end the process's only way to the broker.
-                logger.exception("The broker thread hit an error and goes on")
-        loop.deactivate_poller()
-        loop.close()
 
     def _forget_after_fork(self) -> None:
         self._lock = threading.Lock()

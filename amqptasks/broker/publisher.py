@@ -52,7 +52,7 @@ class Sending:
 
     __slots__ = ("_lock", "error", "out", "policy")
 
-    def __init__(self, message: EncodedMessage, need: Need | None, policy: PublishPolicy, done: Callable[[], None]) -> None:
+    def __init__(self, message: EncodedMessage, needs: tuple[Need, ...], policy: PublishPolicy, done: Callable[[], None]) -> None:
         self.error: OperationalError | EncodeError | None = None
         self.policy = policy
         lock = self._lock = threading.Lock()
@@ -63,7 +63,7 @@ class Sending:
             done()
             lock.release()
 
-        self.out = Outgoing(message, need, on_done)
+        self.out = Outgoing(message, needs, on_done)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the outcome; True when it is there. Once only."""
@@ -127,7 +127,7 @@ class Publisher:
 
     # -- sending
 
-    def publish(self, message: EncodedMessage, need: Need | None, policy: PublishPolicy) -> None:
+    def publish(self, message: EncodedMessage, needs: tuple[Need, ...], policy: PublishPolicy) -> None:
         """Send one message and return when the broker holds it (or, without confirms, when it is handed over).
 
         Raises:
@@ -137,11 +137,11 @@ class Publisher:
             EncodeError: AMQP cannot carry its headers.
         """
         deadline = time.monotonic() + policy.timeout_s
-        sending = self.submit(message, need, policy)
+        sending = self.submit(message, needs, policy)
         if self._confirm:
             self.finish(sending, deadline)
 
-    def submit(self, message: EncodedMessage, need: Need | None, policy: PublishPolicy) -> Sending:
+    def submit(self, message: EncodedMessage, needs: tuple[Need, ...], policy: PublishPolicy) -> Sending:
         """Hand one message over without waiting for its confirm; pass what this returns to `finish`.
 
         Raises:
@@ -157,7 +157,7 @@ class Publisher:
                 f"{self._buffer} messages are waiting for the broker already (broker_publish_buffer), none was confirmed "
                 f"within {policy.timeout_s:g} s: {self._trouble()}"
             ) from None
-        sending = Sending(message, need, policy, lambda: places.put(None))
+        sending = Sending(message, needs, policy, lambda: places.put(None))
         self._hand_over(sending.out)
         return sending
 

@@ -1,0 +1,518 @@
+"""The one door out: every task message of this process is built and sent here.
+
+Options are merged once (the call's own, then the route's, the task's, the settings'), the message is made, and the
+publisher confirms it. What does not change between two calls of a task is kept in a `Plan`, for this is on the path of
+every ``delay()``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, tzinfo
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+from amqptasks import signals
+from amqptasks.app import context
+from amqptasks.app.routing import ADDRESS_OPTIONS, Route, Routing
+from amqptasks.broker.confirms import Need
+from amqptasks.broker.delays import Ladder
+from amqptasks.broker.publisher import Publisher, PublishPolicy, Sending
+from amqptasks.broker.topology import plan as declaration_plan
+from amqptasks.clock import as_utc, parse_moment, utcnow
+from amqptasks.entities import Queue
+from amqptasks.exceptions import BulkError, EncodeError, ImproperlyConfigured, MaybeSent, OperationalError
+from amqptasks.results.backend import ResultBackend
+from amqptasks.results.handles import AsyncResult
+from amqptasks.wire.compression import compress
+from amqptasks.wire.message import EncodedMessage, Message, encode
+from amqptasks.wire.reprs import short_repr
+from amqptasks.wire.serializers import dumps, explain_unencodable
+
+#: Call options that become AMQP properties as they are.
+_PROPERTIES = ("message_id", "timestamp", "type", "user_id", "app_id")
+#: Everything a call may say besides; an unknown option is a mistake, not a property.
+KNOWN_OPTIONS = frozenset(
+    {
+        "task_id", "countdown", "eta", "expires", "retry", "retry_policy", "queue", "exchange", "exchange_type",
+        "routing_key", "priority", "serializer", "compression", "link", "link_error", "shadow", "time_limit",
+        "soft_time_limit", "ignore_result", "add_to_parent", "headers", "group_id", "group_index", "root_id",
+        "parent_id", "chord", "chain", "reply_to", "replaced_task_nesting", "stamped_headers", "stamps", "argsrepr",
+        "kwargsrepr", "delivery_mode", "mandatory", "timeout", "retries", "correlation_id", "expiration", "origin",
+        "immutable", *_PROPERTIES,
+    }
+)  # fmt: skip
+
+
+class SendingApp(Protocol):
+    """What the sender needs of the app."""
+
+    conf: Any
+    tasks: Any
+
+    @property
+    def backend(self) -> ResultBackend:
+        """The result backend."""
+
+    @property
+    def publisher(self) -> Publisher:
+        """The process's publisher."""
+
+    @property
+    def timezone(self) -> tzinfo | None:
+        """The zone of naive moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all calls of one task by one route have in common, under one state of the settings."""
+
+    route: Route
+    needs: tuple[Need, ...]
+    serializer: str
+    compression: str | None
+    delivery_mode: int
+    priority: int | None
+    ignore_result: bool
+    wants_answer: bool
+    expires: Any
+    policy: PublishPolicy
+    headers: Mapping[str, Any]
+
+
+class Bulk:
+    """The sends of a ``with app.bulk():`` block, confirmed together at its end."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self._waiting: list[tuple[str, str, Sending]] = []
+        self._token: Any = None
+
+    def __enter__(self) -> Bulk:
+        # A block within a block leaves the waiting to the outer one.
+        outer = _bulk.get()
+        if outer is not None:
+            return outer
+        self._token = _bulk.set(self)
+        return self
+
+    def add(self, task_id: str, name: str, sending: Sending) -> None:
+        """Take note of a message handed over in this block."""
+        self._waiting.append((task_id, name, sending))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._token is None:
+            return
+        _bulk.reset(self._token)
+        failures = self._sender.finish_all(self._waiting)
+        if failures and error is None:
+            names = {task_id: name for task_id, name, _sending in self._waiting}
+            listed = "; ".join(f"{names[task_id]}[{task_id}]: {each}" for task_id, each in list(failures.items())[:10])
+            more = f"; and {len(failures) - 10} more (see .failures)" if len(failures) > 10 else ""
+            raise BulkError(f"{len(failures)} of {len(self._waiting)} tasks were not confirmed: {listed}{more}", failures)
+
+
+_bulk: ContextVar[Bulk | None] = ContextVar("amqptasks_bulk", default=None)
+
+
+class Collected(NamedTuple):
+    """A message that was made instead of sent, and what must be declared before it can be."""
+
+    message: EncodedMessage
+    queues: tuple[str, ...]
+    delayed: str | None
+
+
+class Collector:
+    """Takes the messages of a block instead of the broker; see `Sender.collecting`."""
+
+    def __init__(self, reply_to: str | None) -> None:
+        self.reply_to = reply_to
+        self.messages: list[Collected] = []
+        self._token: Any = None
+
+    def __enter__(self) -> list[Collected]:
+        self._token = _collector.set(self)
+        return self.messages
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _collector.reset(self._token)
+
+
+_collector: ContextVar[Collector | None] = ContextVar("amqptasks_collector", default=None)
+
+
+@dataclass(slots=True)
+class _State:
+    """What depends on the settings, made anew when they change."""
+
+    version: int
+    routing: Routing
+    ladder: Ladder
+    ladder_need: Need
+    plans: dict[str, Plan] = field(default_factory=dict)
+    needs: dict[str, Need] = field(default_factory=dict)
+    exits: dict[str, Need] = field(default_factory=dict)
+
+
+class Sender:
+    """Builds and sends task messages for one app. Safe from any thread."""
+
+    def __init__(self, app: SendingApp) -> None:
+        self._app = app
+        self._state: _State | None = None
+        self._origin = ""
+        self._origin_pid = 0
+
+    @property
+    def conf(self) -> Any:
+        """The app's settings."""
+        return self._app.conf
+
+    @property
+    def routing(self) -> Routing:
+        """The routes of the present settings."""
+        return self._current().routing
+
+    @property
+    def ladder(self) -> Ladder:
+        """The delay ladder of the present settings."""
+        return self._current().ladder
+
+    def bulk(self) -> Bulk:
+        """Make a block whose sends share their confirms."""
+        return Bulk(self)
+
+    def collecting(self, reply_to: str | None) -> Collector:
+        """Make a block whose sends are only made and kept in the list it gives, for a worker's parent to publish.
+
+        Answers go to ``reply_to`` unless a call names its own queue: whoever waits for a task may wait for what follows it.
+        """
+        return Collector(reply_to)
+
+    def send(
+        self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any = None
+    ) -> AsyncResult:
+        """Send one call and return its result handle once the broker holds the message."""
+        app = self._app
+        args = () if args is None else args
+        kwargs = {} if kwargs is None else kwargs
+        task_id = options.get("task_id") or str(uuid.uuid4())
+        plan = self._plan(name, args, kwargs, options, task)
+        ignore_result = plan.ignore_result if not options else _first(options.get("ignore_result"), plan.ignore_result)
+        message, exchange, routing_key, needs = self._build(name, task_id, args, kwargs, options, plan, ignore_result)
+        backend = app.backend
+        collector = _collector.get()
+        if collector is not None:
+            self._collect(collector, encode(message, exchange, routing_key), plan, exchange)
+            return AsyncResult(task_id, backend=backend, task_name=name, app=app)
+        if not ignore_result:
+            backend.expect(task_id)
+        try:
+            self._publish(name, task_id, encode(message, exchange, routing_key), needs, options, plan)
+        except MaybeSent:
+            raise
+        except BaseException:
+            if not ignore_result:
+                backend.forget(task_id)
+            raise
+        if signals.after_task_publish:
+            signals.after_task_publish.send(
+                name, body=message.body, headers=message.headers, exchange=exchange, routing_key=routing_key
+            )
+        result = AsyncResult(task_id, backend=backend, task_name=name, app=app)
+        result.ignored = ignore_result
+        running = context.current()
+        if running is not None and options.get("add_to_parent", True) and running.task.trail:
+            running.request.children.append(result)
+        return result
+
+    # -- the parts of a send
+
+    @staticmethod
+    def _collect(collector: Collector, message: EncodedMessage, plan: Plan, exchange: str) -> None:
+        route = plan.route
+        queues = tuple(queue.name for queue in route.queues if not queue.no_declare)
+        delayed = route.queue_name if exchange != route.exchange else None
+        collector.messages.append(Collected(message, queues, delayed))
+
+    def _publish(
+        self, name: str, task_id: str, message: EncodedMessage, needs: tuple[Need, ...], options: Mapping[str, Any], plan: Plan
+    ) -> None:
+        policy = plan.policy
+        if options and not {"retry", "retry_policy", "timeout"}.isdisjoint(options):
+            policy = _call_policy(policy, options)
+        bulk = _bulk.get()
+        if bulk is None:
+            self._app.publisher.publish(message, needs, policy)
+        else:
+            bulk.add(task_id, name, self._app.publisher.submit(message, needs, policy))
+
+    def finish_all(self, waiting: list[tuple[str, str, Sending]]) -> dict[str, BaseException]:
+        """Wait for the confirms of a bulk block; returns the errors by task id."""
+        failures: dict[str, BaseException] = {}
+        if not waiting or not self._app.conf.broker_publish_confirm:
+            return failures
+        publisher, backend = self._app.publisher, self._app.backend
+        deadline = time.monotonic() + max(sending.policy.timeout_s for _id, _name, sending in waiting)
+        for task_id, _name, sending in waiting:
+            try:
+                publisher.finish(sending, deadline)
+            except (OperationalError, EncodeError) as error:
+                failures[task_id] = error
+                if not isinstance(error, MaybeSent):
+                    backend.forget(task_id)
+        return failures
+
+    def _build(
+        self, name: str, task_id: str, args: Any, kwargs: Any, options: Mapping[str, Any], plan: Plan, ignore_result: bool
+    ) -> tuple[Message, str, str, tuple[Need, ...]]:
+        headers = dict(plan.headers)
+        headers["id"] = task_id
+        headers["root_id"] = task_id
+        running = context.current()
+        if running is not None:
+            headers["root_id"] = running.request.root_id or running.request.id or task_id
+            if running.request.id:
+                headers["parent_id"] = running.request.id
+        headers["argsrepr"] = short_repr(args if type(args) is tuple else tuple(args))
+        headers["kwargsrepr"] = short_repr(kwargs)
+        headers["origin"] = self._who()
+        if ignore_result:
+            headers["ignore_result"] = True
+        priority, delivery_mode, serializer = plan.priority, plan.delivery_mode, plan.serializer
+        compression, reply_to = plan.compression, None
+        exchange, routing_key, needs = plan.route.exchange, plan.route.routing_key, plan.needs
+        embed = _EMPTY_EMBED
+        when: datetime | None = None
+        if options or plan.expires is not None:
+            when = _write_options(headers, options, plan, self._app.timezone)
+            embed = _embed(options)
+            priority = _first(options.get("priority"), priority)
+            delivery_mode = _first(options.get("delivery_mode"), delivery_mode)
+            serializer = options.get("serializer") or serializer
+            compression = options.get("compression") or compression
+            reply_to = options.get("reply_to")
+        collector = _collector.get()
+        if collector is not None:
+            reply_to = reply_to or collector.reply_to
+        elif plan.wants_answer and reply_to is None and (not ignore_result or self._app.conf.task_store_errors_even_if_ignored):
+            reply_to = self._app.backend.reply_to()
+            need = getattr(self._app.backend, "need", None)
+            if need is not None:
+                needs += (need,)
+        if when is not None:
+            exchange, routing_key, needs = self._delayed(when, plan.route, needs)
+        if signals.before_task_publish:
+            signals.before_task_publish.send(
+                name, body=(args, kwargs, embed), exchange=exchange, routing_key=routing_key, headers=headers,
+                properties={"correlation_id": task_id, "reply_to": reply_to}, declare=list(plan.route.queues),
+                retry_policy=None,
+            )  # fmt: skip
+        content_type, content_encoding, body = self._encode_body(args, kwargs, embed, serializer)
+        if compression:
+            headers["compression"], body = compress(body, compression)
+        extra = {key: options[key] for key in _PROPERTIES if options.get(key) is not None} if options else {}
+        message = Message(
+            body, content_type, content_encoding, headers, options.get("correlation_id") or task_id, reply_to,
+            delivery_mode, priority, options.get("expiration"), **extra,
+        )  # fmt: skip
+        return message, exchange, routing_key, needs
+
+    @staticmethod
+    def _encode_body(args: Any, kwargs: Any, embed: Any, serializer: str) -> tuple[str, str, bytes]:
+        try:
+            return dumps((args, kwargs, embed), serializer)
+        except EncodeError as error:
+            raise EncodeError(explain_unencodable(args, kwargs, serializer) or str(error)) from error
+
+    def _delayed(
+        self, when: datetime, route: Route, needs: tuple[Need, ...]
+    ) -> tuple[str, str, tuple[Need, ...]]:
+        delay_ms = (when - utcnow()) / timedelta(milliseconds=1)
+        if delay_ms <= 0:
+            return route.exchange, route.routing_key, needs
+        name = route.queue_name
+        if name is None:
+            raise ImproperlyConfigured(
+                f"a delayed task needs a queue to wait for, and exchange {route.exchange!r} was given without one: pass queue=…"
+            )
+        exchange, routing_key = self.ladder.address(delay_ms, name)
+        return exchange, routing_key, needs + self.delay_needs(name)
+
+    def delay_needs(self, queue: str) -> tuple[Need, ...]:
+        """Return what must be declared before a message can wait for a queue: the ladder, and its way out."""
+        state = self._current()
+        exit_need = state.exits.get(queue)
+        if exit_need is None:
+            step = state.ladder.exit_for(queue)
+            exit_need = state.exits[queue] = Need(f"{state.ladder.due}>{queue}", lambda _version: (step,))
+        return state.ladder_need, exit_need
+
+    # -- plans
+
+    def _current(self) -> _State:
+        conf = self._app.conf
+        state = self._state
+        if state is None or state.version != conf.version:
+            ladder = Ladder(conf.task_queue_prefix, conf.delay_queue_type)
+            steps = ladder.steps()
+            state = _State(conf.version, Routing(conf), ladder, Need(ladder.due, lambda _version: steps))
+            self._state = state
+        return state
+
+    def _plan(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any) -> Plan:
+        state = self._current()
+        if task is None:
+            task = self._app.tasks.get(name)
+        routed = bool(options) and any(options.get(key) for key in ADDRESS_OPTIONS)
+        if not routed:
+            plan = state.plans.get(name)
+            if plan is not None:
+                return plan
+        route = state.routing.route(name, args, kwargs, options, task)
+        plan = self._make_plan(state, name, route, task)
+        if not routed and state.routing.is_static:
+            state.plans[name] = plan
+        return plan
+
+    def _make_plan(self, state: _State, name: str, route: Route, task: Any) -> Plan:
+        conf, extra = self._app.conf, route.options
+
+        def option(key: str, setting: str | None) -> Any:
+            value = _first(extra.get(key), getattr(task, key, None))
+            return value if value is not None or setting is None else conf[setting]
+
+        exchange_mode = route.queues[0].exchange.delivery_mode if route.queues else None
+        mode = _first(_first(extra.get("delivery_mode"), getattr(task, "delivery_mode", None)), exchange_mode)
+        return Plan(
+            route=route,
+            needs=tuple(self.need(queue) for queue in route.queues if not queue.no_declare),
+            serializer=option("serializer", "task_serializer"),
+            compression=option("compression", "task_compression"),
+            delivery_mode=1 if _first(mode, conf.task_default_delivery_mode) in (1, "transient") else 2,
+            priority=option("priority", "task_default_priority"),
+            ignore_result=bool(option("ignore_result", "task_ignore_result")),
+            wants_answer=self._app.backend.in_message,
+            expires=option("expires", None),
+            policy=_policy(conf),
+            headers={"lang": "py", "task": name},
+        )
+
+    def need(self, queue: Queue) -> Need:
+        """Return what must be declared before a message can go to a queue."""
+        state = self._current()
+        need = state.needs.get(queue.name)
+        if need is None:
+            default_type = self._app.conf.task_default_queue_type
+            need = Need(
+                f"queue {queue.name}",
+                lambda version: declaration_plan(queue, default_type=default_type, version=version),
+            )
+            state.needs[queue.name] = need
+        return need
+
+    def _who(self) -> str:
+        pid = os.getpid()
+        if pid != self._origin_pid:
+            self._origin_pid = pid
+            self._origin = f"gen{pid}@{socket.gethostname()}"
+        return self._origin
+
+
+_EMPTY_EMBED: Mapping[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+def _first(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
+
+
+def _listed(value: Any) -> list[Any] | None:
+    if not value:
+        return None
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _embed(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        "callbacks": _listed(options.get("link")),
+        "errbacks": _listed(options.get("link_error")),
+        "chain": _listed(options.get("chain")),
+        "chord": options.get("chord"),
+    }
+
+
+def _write_options(
+    headers: dict[str, Any], options: Mapping[str, Any], plan: Plan, zone: tzinfo | None
+) -> datetime | None:
+    """Write what a call's options put into its headers; returns the moment it is to run at, if it said one."""
+    unknown = options.keys() - KNOWN_OPTIONS
+    if unknown:
+        raise TypeError(f"apply_async() got an unexpected option {sorted(unknown)[0]!r}; known: {', '.join(sorted(KNOWN_OPTIONS))}")
+    hard, soft = options.get("time_limit"), options.get("soft_time_limit")
+    if hard is not None and soft is not None and soft > hard:
+        raise ValueError(f"soft_time_limit must be at most time_limit, got: {soft} > {hard}")
+    if hard is not None or soft is not None:
+        headers["timelimit"] = [hard, soft]
+    for key, header in (
+        ("root_id", "root_id"), ("parent_id", "parent_id"), ("group_id", "group"), ("group_index", "group_index"),
+        ("shadow", "shadow"), ("retries", "retries"), ("replaced_task_nesting", "replaced_task_nesting"),
+        ("stamped_headers", "stamped_headers"), ("stamps", "stamps"), ("argsrepr", "argsrepr"),
+        ("kwargsrepr", "kwargsrepr"), ("origin", "origin"),
+    ):  # fmt: skip
+        value = options.get(key)
+        if value is not None:
+            headers[header] = value
+    expires = _first(options.get("expires"), plan.expires)
+    if expires is not None:
+        headers["expires"] = _moment(expires, zone).isoformat()
+    if options.get("headers"):
+        headers.update(options["headers"])
+    when = options.get("eta")
+    if when is None and options.get("countdown"):
+        when = options["countdown"]
+    if when is None:
+        return None
+    moment = _moment(when, zone)
+    headers["eta"] = moment.isoformat()
+    return moment
+
+
+def _moment(value: Any, zone: tzinfo | None) -> datetime:
+    if isinstance(value, datetime):
+        return as_utc(value, zone)
+    if isinstance(value, str):
+        return parse_moment(value, zone)
+    if isinstance(value, timedelta):
+        return utcnow() + value
+    return utcnow() + timedelta(seconds=value)
+
+
+def _policy(conf: Any) -> PublishPolicy:
+    policy = conf.task_publish_retry_policy or {}
+    return PublishPolicy(
+        timeout_s=float(conf.broker_publish_timeout),
+        retry=bool(conf.task_publish_retry),
+        max_retries=policy.get("max_retries", 3),
+        interval_start_s=policy.get("interval_start", 0) or 0,
+        interval_step_s=policy.get("interval_step", 0.2) or 0,
+        interval_max_s=policy.get("interval_max", 1) or 0,
+    )
+
+
+def _call_policy(policy: PublishPolicy, options: Mapping[str, Any]) -> PublishPolicy:
+    own = options.get("retry_policy") or {}
+    return PublishPolicy(
+        timeout_s=_first(options.get("timeout"), policy.timeout_s),
+        retry=_first(options.get("retry"), policy.retry),
+        max_retries=own.get("max_retries", policy.max_retries),
+        interval_start_s=_first(own.get("interval_start"), policy.interval_start_s),
+        interval_step_s=_first(own.get("interval_step"), policy.interval_step_s),
+        interval_max_s=_first(own.get("interval_max"), policy.interval_max_s),
+    )

@@ -1,0 +1,70 @@
+"""Short texts of arguments and results, for headers, logs and events.
+
+Bounded in length and in work, and never raising: a value's own ``__repr__`` may be slow, huge or broken.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+#: Length of the argument and result texts that travel with a task.
+DEFAULT_LENGTH = 1024
+
+_PLAIN = frozenset({int, float, bool, type(None)})
+_SHORT_TEXT = 128
+_FEW = 16
+
+
+class _Bounded(reprlib.Repr):
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = self.maxdict = 64
+        self.maxarray = 64
+        self.maxstring = self.maxother = length
+        self.maxlong = 128
+
+
+_default = _Bounded(DEFAULT_LENGTH)
+
+
+def short_repr(value: Any, length: int = DEFAULT_LENGTH) -> str:
+    """Return ``repr(value)``, cut to about ``length`` characters at each level and to ``length`` in all."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return repr(value) if kind is not int or -(1 << 256) < value < 1 << 256 else _bounded(value, length)
+    if kind is str and len(value) <= _SHORT_TEXT:
+        return repr(value)
+    if not value and kind in (tuple, list, dict):
+        return repr(value)
+    if (kind is tuple or kind is list) and len(value) <= _FEW:
+        for each in value:
+            each_kind = type(each)
+            if each_kind is str:
+                if len(each) > _SHORT_TEXT:
+                    break
+            elif each_kind not in _PLAIN or (each_kind is int and not -(1 << 256) < each < 1 << 256):
+                break
+        else:
+            text = repr(value)
+            return text if len(text) <= length else text[: length - 3] + "..."
+    return _bounded(value, length)
+
+
+def _bounded(value: Any, length: int) -> str:
+    try:
+        text = (_default if length == DEFAULT_LENGTH else _Bounded(length)).repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__}: its repr() raised {type(error).__name__}>"
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def printable(text: Any, length: int = 200) -> str:
+    """Return text from the wire so that a log line or a terminal cannot be tricked by it: one line, no control characters."""
+    shown = str(text)[: length + 1]
+    if len(shown) > length:
+        shown = shown[: length - 1] + "…"
+    if shown.isprintable():
+        return shown
+    return "".join(each if each.isprintable() else each.encode("unicode_escape", "backslashreplace").decode("ascii") for each in shown)

@@ -1,0 +1,223 @@
+"""Reading a task message that may come from anyone: Celery's protocol 2, tolerantly, and protocol 1.
+
+The parent looks at properties and headers only (`read_head`); the child decodes the body (`read_body`). Every header that
+is used is checked for its type before anything acts on it. What does not fit raises `InvalidTaskError` or a `DecodeError`,
+never anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from amqptasks.exceptions import DecodeError, InvalidTaskError
+from amqptasks.wire.compression import decompress
+from amqptasks.wire.reprs import printable
+from amqptasks.wire.serializers import Limits, loads
+
+MAX_ID_CHARACTERS: Final = 255
+MAX_NAME_CHARACTERS: Final = 255
+#: Most retries or nesting a message may claim: beyond, arithmetic on it has no meaning.
+MAX_COUNT: Final = 1 << 31
+
+
+def _is_short_text(value: Any) -> bool:
+    return type(value) is str and len(value) <= MAX_ID_CHARACTERS
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_COUNT
+
+
+def _is_index(value: Any) -> bool:
+    return type(value) is int and -1 <= value <= MAX_COUNT
+
+
+def _is_bool(value: Any) -> bool:
+    return value is True or value is False or value in (0, 1)
+
+
+def _is_seconds(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and value == value and 0 <= value < 1e10)
+
+
+def _is_time_limit(value: Any) -> bool:
+    return type(value) in (list, tuple) and len(value) == 2 and all(_is_seconds(each) for each in value)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+# None is fine everywhere: Celery writes every header, with null for "not given".
+_CHECKS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "shadow": (_is_short_text, "a text of at most 255 characters"),
+    "eta": (_is_short_text, "a date and time as text"),
+    "expires": (_is_short_text, "a date and time as text"),
+    "group": (_is_short_text, "a text of at most 255 characters"),
+    "group_index": (_is_index, "a whole number"),
+    "retries": (_is_count, "a whole number from 0"),
+    "timelimit": (_is_time_limit, "a pair of seconds"),
+    "root_id": (_is_short_text, "a text of at most 255 characters"),
+    "parent_id": (_is_short_text, "a text of at most 255 characters"),
+    "argsrepr": (_is_text, "text"),
+    "kwargsrepr": (_is_text, "text"),
+    "origin": (_is_text, "text"),
+    "ignore_result": (_is_bool, "true or false"),
+    "replaced_task_nesting": (_is_count, "a whole number from 0"),
+    "stamped_headers": (_is_list, "a list"),
+    "stamps": (_is_mapping, "a table"),
+    "compression": (_is_short_text, "a text"),
+    "x-amqptasks-crashes": (_is_count, "a whole number from 0"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskHead:
+    """What the properties and headers of a message say. ``body`` is None unless it had to be read to learn the name."""
+
+    id: str
+    task: str
+    headers: Mapping[str, Any]
+    body: TaskBody | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskBody:
+    """The decoded body: arguments, and what is embedded with them."""
+
+    args: list[Any]
+    kwargs: dict[str, Any]
+    callbacks: list[Any] | None = None
+    errbacks: list[Any] | None = None
+    chain: list[Any] | None = None
+    chord: Any = None
+
+
+def read_head(
+    headers: Any, content_type: Any, content_encoding: Any, body: bytes, accept: frozenset[str], limits: Limits
+) -> TaskHead:
+    """Check a message's headers, and tell which task it is for.
+
+    Raises:
+        InvalidTaskError: A header is missing or has the wrong type, or the message is no task.
+        DecodeError: The body had to be read (protocol 1) and could not.
+    """
+    if not isinstance(headers, Mapping) or "task" not in headers:
+        return _read_version_1(content_type, content_encoding, body, accept, limits)
+    task_id, name = headers.get("id"), headers["task"]
+    _check_identity(task_id, name)
+    for key, (check, expected) in _CHECKS.items():
+        value = headers.get(key)
+        if value is not None and not check(value):
+            raise InvalidTaskError(f"expected header {key!r} to be {expected}, got: {printable(ascii(value), 80)}")
+    return TaskHead(task_id, name, headers)
+
+
+def _check_identity(task_id: Any, name: Any) -> None:
+    if type(task_id) is not str or not 0 < len(task_id) <= MAX_ID_CHARACTERS:
+        raise InvalidTaskError(
+            f"expected the task's id to be a text of 1 to {MAX_ID_CHARACTERS} characters, got: {printable(ascii(task_id), 80)}"
+        )
+    if type(name) is not str or not 0 < len(name) <= MAX_NAME_CHARACTERS:
+        raise InvalidTaskError(
+            f"expected the task's name to be a text of 1 to {MAX_NAME_CHARACTERS} characters, got: {printable(ascii(name), 80)}"
+        )
+    if not task_id.isprintable() or not name.isprintable():
+        raise InvalidTaskError("expected the task's id and name to be printable text")
+
+
+def _decode(
+    headers: Mapping[str, Any], content_type: Any, content_encoding: Any, body: bytes, accept: frozenset[str], limits: Limits
+) -> Any:
+    compression = headers.get("compression")
+    if compression:
+        body = decompress(body, compression, limits.max_bytes)
+    return loads(body, content_type, content_encoding, accept, limits)
+
+
+def read_body(
+    headers: Mapping[str, Any], content_type: Any, content_encoding: Any, body: bytes, accept: frozenset[str], limits: Limits
+) -> TaskBody:
+    """Decode the body of a protocol 2 message.
+
+    Raises:
+        ContentDisallowed: Its content type is not accepted; it was not looked at.
+        DecodeError: It cannot be read.
+        InvalidTaskError: It is not ``[args, kwargs, embed]``.
+    """
+    value = _decode(headers, content_type, content_encoding, body, accept, limits)
+    if isinstance(value, Mapping) and "args" in value:
+        # Protocol 2 headers with a protocol 1 body: Celery reads it too.
+        return _body_of_mapping(value)
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        shape = f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple, dict)) else type(value).__name__
+        raise InvalidTaskError(f"expected the body to be [args, kwargs, embed], got: a {shape}")
+    args, kwargs, embed = value
+    embed = {} if embed is None else embed
+    if not isinstance(embed, Mapping):
+        raise InvalidTaskError(f"expected what is embedded to be a map, got: {type(embed).__name__}")
+    return _checked_body(args, kwargs, embed)
+
+
+def _checked_body(args: Any, kwargs: Any, embed: Mapping[str, Any]) -> TaskBody:
+    args = [] if args is None else args
+    kwargs = {} if kwargs is None else kwargs
+    if not isinstance(args, (list, tuple)):
+        raise InvalidTaskError(f"expected the arguments to be a list, got: {type(args).__name__}")
+    if not isinstance(kwargs, dict):
+        raise InvalidTaskError(f"expected the keyword arguments to be a map, got: {type(kwargs).__name__}")
+    for key in kwargs:
+        if not isinstance(key, str):
+            raise InvalidTaskError(f"expected the names of keyword arguments to be text, got: {printable(ascii(key), 80)}")
+    chord = embed.get("chord")
+    if chord is not None and not isinstance(chord, Mapping):
+        raise InvalidTaskError(f"expected the chord to be a map, got: {type(chord).__name__}")
+    return TaskBody(
+        list(args), kwargs, _signatures(embed, "callbacks"), _signatures(embed, "errbacks"), _signatures(embed, "chain"), chord
+    )
+
+
+def _signatures(embed: Mapping[str, Any], key: str) -> list[Any] | None:
+    value = embed.get(key)
+    if not value:
+        return None
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(each, Mapping) and "task" in each for each in value):
+        raise InvalidTaskError(f"expected {key!r} to be a list of signatures, got: {printable(ascii(value), 80)}")
+    return list(value)
+
+
+def _body_of_mapping(value: Mapping[str, Any]) -> TaskBody:
+    return _checked_body(value.get("args"), value.get("kwargs"), value)
+
+
+def _read_version_1(content_type: Any, content_encoding: Any, body: bytes, accept: frozenset[str], limits: Limits) -> TaskHead:
+    value = _decode({}, content_type, content_encoding, body, accept, limits)
+    if not isinstance(value, Mapping) or "task" not in value:
+        raise InvalidTaskError("the message is no task: it has neither a 'task' header nor a body that names one")
+    task_id, name = value.get("id"), value["task"]
+    _check_identity(task_id, name)
+    headers: dict[str, Any] = {"id": task_id, "task": name}
+    for key, source in (("eta", "eta"), ("expires", "expires"), ("retries", "retries"), ("timelimit", "timelimit"),
+                        ("group", "taskset"), ("group_index", "group_index")):  # fmt: skip
+        if value.get(source) is not None:
+            headers[key] = value[source]
+    for key, given in headers.items():
+        check = _CHECKS.get(key)
+        if check is not None and not check[0](given):
+            raise InvalidTaskError(f"expected {key!r} to be {check[1]}, got: {printable(ascii(given), 80)}")
+    try:
+        return TaskHead(task_id, name, headers, _body_of_mapping(value))
+    except RecursionError as error:  # pragma: no cover - the limits on depth come first
+        raise DecodeError("the body is nested too deeply") from error

@@ -1,0 +1,35 @@
+"""What a worker says about itself when it starts."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+
+from amqptasks._version import __version__
+from amqptasks.entities import Queue
+
+
+def banner(
+    *, hostname: str, app: str, brokers: str, results: str, concurrency: str, queues: Iterable[Queue], tasks: Iterable[str] | None
+) -> str:
+    """Return the text. ``tasks`` None leaves the list of tasks out."""
+    lines = [
+        "",
+        f" {hostname} amqptasks v{__version__}",
+        f" {platform.platform()}, Python {platform.python_version()}",
+        "",
+        "[config]",
+        f".> app:         {app}",
+        f".> transport:   {brokers}",
+        f".> results:     {results}",
+        f".> concurrency: {concurrency}",
+        "",
+        "[queues]",
+    ]
+    for queue in queues:
+        kind = f" exchange={queue.exchange.name}({queue.exchange.type}) key={queue.routing_key}" if queue.exchange.name else ""
+        lines.append(f".> {queue.name:<16}{kind}")
+    if tasks is not None:
+        lines += ["", "[tasks]", *(f"  . {name}" for name in sorted(tasks))]
+    lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""Copies of messages that cannot be run, for ``<queue>.dead``: the body as it was, and why, when and where it came to this.
+
+Pure: what to publish. The worker confirms it before it acks the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from amqptasks.broker.consumer import Delivery
+from amqptasks.clock import utcnow
+from amqptasks.wire.message import PERSISTENT, EncodedMessage, Message, encode
+from amqptasks.wire.reprs import printable
+
+#: Every header we add begins with this.
+PREFIX: Final = "x-amqptasks-"
+CRASHES_HEADER: Final = PREFIX + "crashes"
+#: Headers of the broker that must never be sent back to it: some versions then drop the message.
+_BROKER_HEADERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+#: Room for what is added, so that the copy's headers still fit one frame of 128 KiB.
+_MAX_HEADER_BYTES: Final = 120_000
+MAX_DETAIL_CHARACTERS: Final = 1000
+
+# Reasons, as they stand in the header.
+UNREADABLE: Final = "unreadable"
+UNKNOWN_TASK: Final = "unknown-task"
+TOO_MANY_CRASHES: Final = "too-many-crashes"
+TOO_MANY_DELIVERIES: Final = "too-many-deliveries"
+REJECTED: Final = "rejected"
+UNSENDABLE: Final = "follow-up-refused"
+
+
+def clean_headers(headers: Any) -> dict[str, Any]:
+    """Return a message's headers without those of the broker."""
+    if not isinstance(headers, Mapping):
+        return {}
+    return {key: value for key, value in headers.items() if not str(key).startswith(_BROKER_HEADERS)}
+
+
+def copy_of(delivery: Delivery, headers: Mapping[str, Any]) -> Message:
+    """Return the message of a delivery with other headers, everything else as it was."""
+    properties = delivery.properties
+    return Message(
+        body=delivery.body,
+        content_type=properties.content_type or "application/octet-stream",
+        content_encoding=properties.content_encoding or "binary",
+        headers=headers,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        delivery_mode=PERSISTENT,
+        priority=properties.priority,
+        message_id=properties.message_id,
+        timestamp=properties.timestamp,
+        type=properties.type,
+        app_id=properties.app_id,
+    )
+
+
+def dead_letter(delivery: Delivery, queue: str, dead_queue: str, reason: str, detail: str, hostname: str) -> EncodedMessage:
+    """Make the copy of a delivery for the queue of dead letters."""
+    added = {
+        PREFIX + "reason": reason,
+        PREFIX + "detail": printable(detail, MAX_DETAIL_CHARACTERS),
+        PREFIX + "time": utcnow().isoformat(),
+        PREFIX + "worker": hostname,
+        PREFIX + "queue": queue,
+        PREFIX + "exchange": delivery.exchange,
+        PREFIX + "routing-key": delivery.routing_key,
+    }
+    message = encode(copy_of(delivery, {**clean_headers(delivery.properties.headers), **added}), "", dead_queue)
+    if len(message.properties) > _MAX_HEADER_BYTES:
+        # The original headers filled their frame; with ours they would close the connection. Keep the small ones.
+        kept = {key: value for key, value in clean_headers(delivery.properties.headers).items() if len(repr(value)) < 256}
+        small = dict(list(kept.items())[:50])
+        message = encode(copy_of(delivery, {**small, **added, PREFIX + "headers-cut": True}), "", dead_queue)
+    return message
+
+
+def delivery_count(delivery: Delivery) -> int:
+    """Return how often the broker has delivered this message before, as far as it tells (quorum queues do)."""
+    headers = delivery.properties.headers
+    count = headers.get("x-delivery-count") if isinstance(headers, Mapping) else None
+    return count if type(count) is int and count >= 0 else 0

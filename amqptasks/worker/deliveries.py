@@ -1,0 +1,271 @@
+"""The life of a delivery in the worker: examined, handed out, run, settled. Or lost, and then put right.
+
+Every method runs on the loop. A delivery leaves here in exactly one way: acked, given back, or stale because its channel
+has gone.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from amqptasks import signals
+from amqptasks.app.app import App
+from amqptasks.app.context import Context
+from amqptasks.broker.consumer import Delivery
+from amqptasks.exceptions import (
+    AmqptasksError,
+    ContentError,
+    InvalidTaskError,
+    NotRegistered,
+    TaskRevokedError,
+    WorkerLostError,
+)
+from amqptasks.logs import TASK_LOGGER
+from amqptasks.states import FAILURE, REVOKED
+from amqptasks.wire.message import encode
+from amqptasks.wire.reprs import printable
+from amqptasks.wire.serializers import accepted
+from amqptasks.wire.task import TaskBody, read_body
+from amqptasks.worker import dead_letters
+from amqptasks.worker.dispatch import Dispatcher
+from amqptasks.worker.follow_ups import FollowUps, wants_result
+from amqptasks.worker.intake import Accept, Bury, Decision, Expire, Intake, Postpone, context_of
+from amqptasks.worker.ledger import Ledger
+from amqptasks.worker.outcome import FAILED, REJECTED, UNREADABLE, FollowUp, Outcome
+from amqptasks.worker.pools.slot import Slot
+from amqptasks.worker.request import Request
+from amqptasks.worker.settlement import Settlement
+
+logger = logging.getLogger(TASK_LOGGER + ".trace.worker")
+
+
+class Deliveries:
+    """Leads each delivery to its end. One per worker."""
+
+    def __init__(self, app: App, hostname: str, dispatcher: Dispatcher, settlement: Settlement) -> None:
+        self._app = app
+        self._conf = app.conf
+        self._hostname = hostname
+        self._dispatcher = dispatcher
+        self._settlement = settlement
+        self._intake = Intake(app)
+        self._follow_ups = FollowUps(app, hostname)
+        self._ledger = Ledger()
+        self._accept = accepted(app.conf.accept_content)
+        self._log_received = logger.isEnabledFor(logging.INFO)
+
+    # -- coming in
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        """Take a message in."""
+        decision = self._intake.examine(delivery)
+        if type(decision) is not Accept:
+            self._turn_away(decision)
+            return
+        request = decision.request
+        if delivery.redelivered and self._is_known(request):
+            return
+        self._ledger.begin(request)
+        if self._log_received:
+            logger.info("Task %s[%s] received", request.headers.get("shadow") or request.task_name, request.id)
+        if signals.task_received:
+            signals.task_received.send(self, request=request)
+        self._dispatcher.add(request)
+
+    def _is_known(self, request: Request) -> bool:
+        """Whether this attempt is running here, or was finished here and only its ack was lost; then nothing is run."""
+        if self._ledger.is_finished(request.key):
+            logger.info("Task %s[%s] was finished before the connection was lost; acked", request.task_name, request.id)
+            request.ack()
+            return True
+        running = self._ledger.running(request.key)
+        if running is None or running.number == 0:
+            return False
+        running.delivery = request.delivery
+        # What was acked on the old channel may not have arrived: it is acked again on this one.
+        was_acked, running.is_acked = running.is_acked, False
+        if was_acked:
+            running.ack()
+        return True
+
+    def _turn_away(self, decision: Decision) -> None:
+        request = decision.request
+        if isinstance(decision, Postpone):
+            self._postpone(request, decision.delay_ms)
+        elif isinstance(decision, Expire):
+            logger.info("Task %s[%s] has expired", request.task_name, request.id)
+            if signals.task_revoked:
+                signals.task_revoked.send(request.task, request=request, terminated=False, signum=None, expired=True)
+            error = TaskRevokedError("expired")
+            self._settlement.settle(request, self._failure(request, error, REVOKED), request.ack)
+        elif isinstance(decision, Bury):
+            self._tell_unreadable(request, decision.error)
+            self._bury(request, decision.reason, decision.error, self._failure(request, decision.error))
+
+    def _tell_unreadable(self, request: Request, error: Exception) -> None:
+        if isinstance(error, NotRegistered):
+            if signals.task_unknown:
+                signals.task_unknown.send(self, message=request.delivery, exc=error, name=request.task_name, id=request.id)
+        elif signals.task_rejected:
+            signals.task_rejected.send(self, message=request.delivery, exc=error)
+
+    def _bury(self, request: Request, reason: str, error: Exception, follow_ups: tuple[FollowUp, ...]) -> None:
+        text = str(error) if isinstance(error, AmqptasksError) else f"{type(error).__name__}: {error}"
+        self._settlement.settle(
+            request, follow_ups, lambda: self._settlement.bury(request, reason, text, lambda: self._end(request))
+        )
+
+    def _postpone(self, request: Request, delay_ms: float) -> None:
+        queue = request.delivery.consumer.queue
+        sender = self._app.sender
+        exchange, routing_key = sender.ladder.address(delay_ms, queue)
+        message = encode(dead_letters.copy_of(request.delivery, request.headers), exchange, routing_key)
+        needs = (sender.need(sender.routing.queue(queue)), *sender.delay_needs(queue))
+        self._settlement.publish(message, needs, f"task {request.id}, which is not due", request.ack)
+
+    # -- what the pool reports
+
+    def begun(self, request: Request) -> None:
+        """Ack a task that has begun, unless it is to be acked late."""
+        if not request.is_late:
+            request.ack()
+
+    def on_message(self, slot: Slot, request: Request, message: FollowUp) -> None:
+        """Publish a state of a running task."""
+        self._settlement.send_state(request, message)
+
+    def on_outcome(self, slot: Slot, request: Request, outcome: Outcome) -> None:
+        """Settle a task that has ended."""
+        request.is_done = True
+        self._dispatcher.finished(outcome.runtime_s)
+        if outcome.kind == UNREADABLE:
+            self._bury(request, dead_letters.UNREADABLE, InvalidTaskError(outcome.reason), outcome.follow_ups)
+        elif outcome.kind == REJECTED:
+            self._rejected(request, outcome)
+        elif outcome.kind == FAILED and request.is_late and not self._acks_on_failure(request):
+            self._bury(request, dead_letters.REJECTED, InvalidTaskError("the task failed (acks_on_failure)"), outcome.follow_ups)
+        else:
+            self._settlement.settle(request, outcome.follow_ups, lambda: self._end(request))
+
+    def _rejected(self, request: Request, outcome: Outcome) -> None:
+        if request.is_acked:
+            self._end(request)
+        elif outcome.requeue:
+            self._ledger.forget(request)
+            request.give_back()
+        else:
+            self._settlement.bury(request, dead_letters.REJECTED, outcome.reason, lambda: self._end(request))
+
+    def _end(self, request: Request) -> None:
+        request.ack()
+        self._ledger.end(request)
+
+    def _acks_on_failure(self, request: Request) -> bool:
+        task, conf = request.task, self._conf
+        for value in (
+            task.acks_on_failure, task.acks_on_failure_or_timeout, conf.task_acks_on_failure,
+            conf.task_acks_on_failure_or_timeout,
+        ):  # fmt: skip
+            if value is not None:
+                return bool(value)
+        return True
+
+    # -- what goes wrong
+
+    def on_lost(self, request: Request, begun: bool, how: str) -> None:
+        """Put right that the place where a task was has died."""
+        if not begun:
+            request.number = 0
+            if request.delivery.is_current or request.is_acked:
+                self._dispatcher.add_first([request])
+            else:
+                self._ledger.forget(request)
+            return
+        request.is_done = True
+        error = WorkerLostError(f"Worker exited prematurely: {how}.")
+        if request.is_late and self._comes_back(request):
+            self._crashed(request, error, how)
+            return
+        logger.error("Task %s[%s] was lost: %s", request.task_name, request.id, error)
+        self._settlement.settle(request, self._failure(request, error), lambda: self._end(request))
+
+    def _comes_back(self, request: Request) -> bool:
+        task = request.task
+        choice = task.reject_on_worker_lost
+        if choice is None:
+            choice = self._conf.task_reject_on_worker_lost
+        # Late ack means late ack: only an explicit False gives the task up with its process.
+        return choice is not False
+
+    def _crashed(self, request: Request, error: WorkerLostError, how: str) -> None:
+        if not request.delivery.is_current:
+            # The broker has given the message back already: another copy would be one too many.
+            self._ledger.forget(request)
+            return
+        crashes = request.crashes + 1
+        own_limit = request.task.crash_limit
+        limit = self._conf.task_crash_limit if own_limit is None else own_limit
+        if limit is not None and crashes >= limit:
+            logger.error("Task %s[%s] has ended %d worker processes", request.task_name, request.id, crashes)
+            detail = InvalidTaskError(f"ended {crashes} worker processes, the last by {how}")
+            self._bury(request, dead_letters.TOO_MANY_CRASHES, detail, self._failure(request, error))
+            return
+        logger.error("Task %s[%s] was lost (%s), crash %d; it will be run again", request.task_name, request.id, how, crashes)
+        queue = request.delivery.consumer.queue
+        headers = {**request.headers, dead_letters.CRASHES_HEADER: crashes}
+        message = encode(dead_letters.copy_of(request.delivery, headers), "", queue)
+        need = self._app.sender.need(self._app.sender.routing.queue(queue))
+        self._settlement.publish(message, (need,), f"task {request.id} after a crash", lambda: self._end(request))
+
+    def _failure(self, request: Request, error: Exception, state: str = FAILURE) -> tuple[FollowUp, ...]:
+        """Make all that follows the failure of a task that no child can speak for."""
+        context = context_of(request)
+        if not request.id:
+            return ()
+        if request.task is not None:
+            self._add_body(context, request)
+            if isinstance(error, WorkerLostError) and signals.task_failure:
+                signals.task_failure.send(
+                    request.task, task_id=request.id, exception=error, args=context.args, kwargs=context.kwargs,
+                    traceback=None, einfo=str(error),
+                )  # fmt: skip
+        store = wants_result(self._app, request.task, context, state)
+        try:
+            return self._follow_ups.failure(context, error, None, state=state, store=store)
+        except AmqptasksError as trouble:
+            logger.error("The failure of task %s cannot be told: %s", printable(request.id, 64), trouble)
+            return ()
+
+    def _add_body(self, context: Context, request: Request) -> None:
+        delivery = request.delivery
+        properties = delivery.properties
+        try:
+            body: TaskBody = request.body or read_body(
+                request.headers, properties.content_type, properties.content_encoding, delivery.body, self._accept,
+                self._app.limits(),
+            )  # fmt: skip
+        except (ContentError, InvalidTaskError):
+            # Then it names no errbacks either; the caller is told all the same.
+            return
+        context.update(
+            args=body.args, kwargs=body.kwargs, callbacks=body.callbacks, errbacks=body.errbacks, chain=body.chain,
+            chord=body.chord,
+        )  # fmt: skip
+
+    def drop_stale(self) -> None:
+        """Forget what has not begun and whose channel is gone: the broker delivers it again."""
+        stale: list[Request] = []
+        keep: list[Request] = []
+        for request in self._dispatcher.take_back_all():
+            (keep if request.delivery.is_current else stale).append(request)
+        for request in stale:
+            self._ledger.forget(request)
+        for request in keep:
+            request.number = 0
+        self._dispatcher.add_first(keep)
+
+    def give_back_waiting(self) -> None:
+        """Put every task that has not begun back into its queue."""
+        for request in self._dispatcher.take_back_all():
+            self._ledger.forget(request)
+            request.give_back()

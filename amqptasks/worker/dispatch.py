@@ -1,0 +1,138 @@
+"""Which task goes to which slot, and when.
+
+Fair: a task goes to an idle slot. Only while tasks are measured to be short does a busy slot get some ahead, to hide the
+trip to it and back; what was sent ahead and has not begun is taken back when its slot turns out to be busy for long.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from amqptasks.broker.loop import Loop
+from amqptasks.clock import monotonic
+from amqptasks.worker.pools.slot import Slot
+from amqptasks.worker.request import Request
+
+#: Tasks are sent ahead while their mean run time is below this, seconds.
+SHORT_S = 0.002
+#: As many are sent ahead as fit into this time, seconds.
+AHEAD_S = 0.004
+MAX_AHEAD = 64
+#: A slot that runs one task for longer than this gives back what was sent ahead to it, seconds.
+STUCK_S = 0.02
+#: How often slots are looked at while something is unfinished in them, seconds.
+SWEEP_S = 0.01
+#: Weight of the newest run in the mean.
+_WEIGHT = 0.1
+
+
+class Dispatcher:
+    """Keeps the tasks that wait for a slot, and hands them out. Belongs to the loop's thread.
+
+    Args:
+        slots: The pool's slots, as they are now.
+        on_begun: Called with a task once it is known to have begun, if it asks to be acked then.
+    """
+
+    def __init__(self, loop: Loop, slots: Callable[[], list[Slot]], on_begun: Callable[[Request], None]) -> None:
+        self.waiting: deque[Request] = deque()
+        self.is_paused = False
+        self._loop = loop
+        self._slots = slots
+        self._on_begun = on_begun
+        # Begin by believing that tasks are long: sending ahead must be earned.
+        self._mean_s = 1.0
+        self._scheduled = False
+        self._sweeping = False
+
+    def add(self, request: Request) -> None:
+        """Take a task in; it is handed out at the end of the turn."""
+        self.waiting.append(request)
+        self.schedule()
+
+    def add_first(self, requests: Iterable[Request]) -> None:
+        """Put tasks that were taken back before all others, in their order."""
+        self.waiting.extendleft(reversed(list(requests)))
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Hand tasks out at the end of the turn."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.at_turn_end(self._hand_out)
+
+    def finished(self, runtime_s: float) -> None:
+        """Learn from a run, and hand out more."""
+        # One long run ends the sending ahead at once; it takes several short ones to begin it again.
+        if runtime_s > SHORT_S:
+            self._mean_s = max(runtime_s, self._mean_s)
+        else:
+            self._mean_s += (runtime_s - self._mean_s) * _WEIGHT
+        if self.waiting:
+            self.schedule()
+
+    def take_back_all(self) -> list[Request]:
+        """Return every task that has not begun, those already sent to slots included."""
+        taken: list[Request] = []
+        for slot in self._slots():
+            if slot.is_open and len(slot.assigned) > 0:
+                taken.extend(slot.take_back())
+        taken.extend(self.waiting)
+        self.waiting.clear()
+        return taken
+
+    def remove(self, unwanted: Callable[[Request], bool]) -> None:
+        """Forget waiting tasks, because their messages have gone back to the broker."""
+        self.waiting = deque(each for each in self.waiting if not unwanted(each))
+
+    @property
+    def running(self) -> int:
+        """Tasks that slots have, begun or not."""
+        return sum(len(slot.assigned) for slot in self._slots())
+
+    def _ahead(self) -> int:
+        if self._mean_s >= SHORT_S:
+            return 1
+        return min(MAX_AHEAD, 1 + int(AHEAD_S / max(self._mean_s, 1e-6)))
+
+    def _hand_out(self) -> None:
+        self._scheduled = False
+        waiting = self.waiting
+        if self.is_paused or not waiting:
+            return
+        slots = [slot for slot in self._slots() if slot.is_open]
+        most = self._ahead()
+        while waiting and slots:
+            # Fewest first: idle slots are served before any gets a second task.
+            slot = min(slots, key=_load) if len(slots) > 1 else slots[0]
+            if len(slot.assigned) >= most:
+                break
+            slot.assign(waiting.popleft())
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """Ack what has begun, and free what waits behind a task that takes long."""
+        now = monotonic()
+        is_busy = False
+        for slot in self._slots():
+            if not slot.assigned:
+                continue
+            is_busy = True
+            begun, started = slot.begun()
+            for request in slot.assigned:
+                if request.number > begun:
+                    break
+                self._on_begun(request)
+            if len(slot.assigned) > 1 and slot.assigned[0].number == begun and now - started > STUCK_S:
+                self._mean_s = max(self._mean_s, now - started)
+                self.add_first(slot.take_back())
+        self._sweeping = is_busy
+        if is_busy:
+            self._loop.call_later(SWEEP_S, self._sweep)
+
+
+def _load(slot: Slot) -> int:
+    return len(slot.assigned)

@@ -1,0 +1,204 @@
+"""Runs one task and says how it ended. Lives where tasks run: in a child process, or in a slot's thread.
+
+One value goes through named steps: read the body, make the request, run the function, encode what follows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from amqptasks import signals
+from amqptasks.app import context
+from amqptasks.app.app import App
+from amqptasks.app.context import FIELD_HEADERS, Context
+from amqptasks.exceptions import ContentError, EncodeError, Ignore, InvalidTaskError, Reject
+from amqptasks.logs import TASK_LOGGER, bind_task
+from amqptasks.results.context import denied_join_result
+from amqptasks.results.record import ResultRecord
+from amqptasks.states import FAILURE, STARTED, SUCCESS
+from amqptasks.wire.failures import format_traceback
+from amqptasks.wire.pipe import encode_frame
+from amqptasks.wire.reprs import short_repr
+from amqptasks.wire.serializers import accepted
+from amqptasks.wire.task import TaskBody, read_body
+from amqptasks.worker.follow_ups import FollowUps, wants_result
+from amqptasks.worker.outcome import FAILED, IGNORED, MESSAGE, REJECTED, SUCCEEDED, UNREADABLE, FollowUp, Outcome
+
+logger = logging.getLogger(TASK_LOGGER + ".trace")
+
+#: Sends a frame to the parent at once.
+Emit = Callable[[bytes], None]
+
+
+class Executor:
+    """Runs tasks of one app. Shared by the slots of a process; what belongs to one run is kept in locals and thread-locals."""
+
+    def __init__(self, app: App, hostname: str) -> None:
+        self.app = app
+        self.hostname = hostname
+        self._accept = accepted(app.conf.accept_content)
+        self._limits = app.limits()
+        self._follow_ups = FollowUps(app, hostname)
+        self._local = threading.local()
+        self._track_started = bool(app.conf.task_track_started)
+        app.state_reporter = self.report_state
+
+    def run(self, frame: list[Any], emit: Emit) -> Outcome:
+        """Run the task that a frame from the parent describes. Raises nothing that the task raised."""
+        (_number, name, task_id, headers, body, content_type, content_encoding, reply_to, correlation_id, priority,
+         delivery_mode, exchange, routing_key, redelivered) = frame  # fmt: skip
+        try:
+            if type(body) is list:
+                parsed = TaskBody(*body)
+            else:
+                parsed = read_body(headers, content_type, content_encoding, body, self._accept, self._limits)
+        except (ContentError, InvalidTaskError) as error:
+            return self._unreadable(name, task_id, headers, reply_to, correlation_id, error)
+        request = make_request(headers, parsed)
+        request.__dict__.update(
+            id=task_id, task=name, reply_to=reply_to, correlation_id=correlation_id, hostname=self.hostname,
+            delivery_info={"exchange": exchange, "routing_key": routing_key, "priority": priority, "redelivered": redelivered},
+            properties={
+                "correlation_id": correlation_id, "reply_to": reply_to, "delivery_mode": delivery_mode,
+                "priority": priority, "content_type": content_type, "content_encoding": content_encoding,
+                "delivery_info": {"exchange": exchange, "routing_key": routing_key},
+            },
+        )  # fmt: skip
+        self._local.emit = emit
+        self._local.number = _number
+        try:
+            return self._trace(self.app.tasks[name], request)
+        except Exception as error:
+            # Not the task's fault: a handler, a store or this package. The caller still gets an answer.
+            logger.exception("Task %s[%s] raised an internal error", name, task_id)
+            return self._failed(None, request, error, 0.0)
+        finally:
+            self._local.emit = None
+
+    # -- the steps
+
+    def _trace(self, task: Any, request: Context) -> Outcome:
+        args, kwargs = request.args, request.kwargs
+        token = context.push(task, request)
+        log_token = bind_task(request.task, request.id)
+        value: Any = None
+        try:
+            if signals.task_prerun:
+                signals.task_prerun.send(task, task_id=request.id, task=task, args=args, kwargs=kwargs)
+            if self._track_started if task.track_started is None else task.track_started:
+                self.report_state(task, request.id, STARTED, {"pid": os.getpid(), "hostname": self.hostname})
+            started = time.perf_counter()
+            try:
+                with denied_join_result():
+                    value = task.run(*args, **kwargs)
+            except Ignore:
+                outcome, state = Outcome(IGNORED, time.perf_counter() - started), "IGNORED"
+                logger.info("Task %s[%s] ignored", request.task, request.id)
+            except Reject as reject:
+                outcome, state = self._rejected(request, reject, time.perf_counter() - started), "REJECTED"
+            except BaseException as error:
+                # SystemExit and its kind too: a task must not end the worker by accident.
+                value, state = error, FAILURE
+                outcome = self._failed(task, request, error, time.perf_counter() - started)
+            else:
+                outcome, state = self._succeeded(task, request, value, time.perf_counter() - started)
+            if signals.task_postrun:
+                signals.task_postrun.send(
+                    task, task_id=request.id, task=task, args=args, kwargs=kwargs, retval=value, state=state
+                )
+            return outcome
+        finally:
+            log_token()
+            context.pop(token)
+
+    def _succeeded(self, task: Any, request: Context, value: Any, runtime_s: float) -> tuple[Outcome, str]:
+        try:
+            follow_ups = self._follow_ups.after_success(request, value)
+            if wants_result(self.app, task, request, SUCCESS):
+                follow_ups += self._follow_ups.answer(request, self._follow_ups.record(request, SUCCESS, value))
+        except EncodeError as error:
+            return self._failed(task, request, error, runtime_s), FAILURE
+        if signals.task_success:
+            signals.task_success.send(task, result=value, runtime=runtime_s)
+        if logger.isEnabledFor(logging.INFO):
+            logger.info(
+                "Task %s[%s] succeeded in %ss: %s", request.shadow or request.task, request.id, runtime_s,
+                short_repr(value, task.resultrepr_maxsize),
+            )  # fmt: skip
+        return Outcome(SUCCEEDED, runtime_s, follow_ups), SUCCESS
+
+    def _failed(self, task: Any, request: Context, error: BaseException, runtime_s: float) -> Outcome:
+        traceback = format_traceback(error)
+        expected = task is not None and isinstance(error, tuple(task.throws or ()))
+        name = request.shadow or request.task
+        if expected:
+            logger.info("Task %s[%s] raised expected: %s", name, request.id, short_repr(error))
+        else:
+            logger.error("Task %s[%s] raised unexpected: %s\n%s", name, request.id, short_repr(error), traceback)
+        if signals.task_failure and task is not None:
+            signals.task_failure.send(
+                task, task_id=request.id, exception=error, args=request.args, kwargs=request.kwargs,
+                traceback=error.__traceback__, einfo=traceback,
+            )  # fmt: skip
+        store = wants_result(self.app, task, request, FAILURE)
+        return Outcome(FAILED, runtime_s, self._follow_ups.failure(request, error, traceback, store=store))
+
+    def _rejected(self, request: Context, reject: Reject, runtime_s: float) -> Outcome:
+        logger.info("Task %s[%s] rejected: %s", request.task, request.id, short_repr(reject.reason))
+        return Outcome(REJECTED, runtime_s, reason=f"rejected by the task: {reject.reason}", requeue=bool(reject.requeue))
+
+    def _unreadable(
+        self, name: str, task_id: str, headers: Any, reply_to: str | None, correlation_id: str | None, error: Exception
+    ) -> Outcome:
+        request = Context(id=task_id, task=name, reply_to=reply_to, correlation_id=correlation_id)
+        request.group = headers.get("group")
+        return Outcome(
+            UNREADABLE, 0.0, self._follow_ups.failure(request, error, None), reason=f"{type(error).__name__}: {error}"
+        )
+
+    def report_state(self, task: Any, task_id: str, state: str, meta: Any, **fields: Any) -> None:
+        """Send a state that is not the last. Called by the task, through ``update_state``."""
+        emit = getattr(self._local, "emit", None)
+        running = context.current()
+        if emit is None or running is None:
+            # A state of another task, or from a thread the task started: there is no reply queue to send it to.
+            return
+        request = running.request
+        if not wants_result(self.app, task, request, state):
+            return
+        record = ResultRecord.now(task_id, state, meta, group_id=request.group, parent_id=request.parent_id)
+        for follow_up in self._follow_ups.answer(request, record):
+            emit(encode_frame([MESSAGE, self._local.number, follow_up.to_plain()]))
+
+
+def make_request(headers: dict[str, Any], body: TaskBody) -> Context:
+    """Make the request of a message: its fields, and what the user put among its headers."""
+    request = Context()
+    fields = request.__dict__
+    own: dict[str, Any] | None = None
+    for key, value in headers.items():
+        if key in FIELD_HEADERS:
+            if value is not None:
+                fields[key] = value
+        elif key != "compression" and not key.startswith("x-"):
+            own = own or {}
+            own[key] = value
+    fields["headers"] = own
+    fields["args"] = body.args
+    fields["kwargs"] = body.kwargs
+    fields["callbacks"] = body.callbacks
+    fields["errbacks"] = body.errbacks
+    fields["chain"] = body.chain
+    fields["chord"] = body.chord
+    fields["called_directly"] = False
+    return request
+
+
+def follow_ups_of_message(message: Any) -> FollowUp:
+    """Read the follow-up of a MESSAGE frame."""
+    return FollowUp.from_plain(message[2])

@@ -1,0 +1,148 @@
+"""What a finished task leaves to do, as messages: its result, its callbacks, the next element of its chain, its errbacks.
+
+Used where tasks run, and by the parent for tasks whose child cannot speak for itself any more. Nothing is sent here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from amqptasks.app.app import App
+from amqptasks.app.context import Context
+from amqptasks.canvas.signature import maybe_signature
+from amqptasks.exceptions import AmqptasksError
+from amqptasks.results.record import ResultRecord
+from amqptasks.states import FAILURE, REVOKED, SUCCESS
+from amqptasks.wire.failures import to_plain
+from amqptasks.wire.message import encode
+from amqptasks.wire.reprs import printable
+from amqptasks.worker.outcome import FollowUp
+
+logger = logging.getLogger(__name__)
+
+
+class FollowUps:
+    """Makes follow-ups for one app. Safe from any thread."""
+
+    def __init__(self, app: App, hostname: str) -> None:
+        self._app = app
+        self._hostname = hostname
+
+    def record(self, request: Context, state: str, result: Any, traceback: str | None = None) -> ResultRecord:
+        """Make the result record of a call."""
+        children = [each.as_tuple() for each in request._children] if request._children else []
+        extra: dict[str, Any] = {}
+        if self._app.conf.result_extended:
+            extra = {
+                "name": request.task, "args": request.argsrepr, "kwargs": request.kwargsrepr, "worker": self._hostname,
+                "retries": request.retries, "queue": (request.delivery_info or {}).get("routing_key"),
+            }  # fmt: skip
+        return ResultRecord.now(
+            request.id or "", state, result, traceback=traceback, children=children, group_id=request.group,
+            parent_id=request.parent_id, extra=extra,
+        )  # fmt: skip
+
+    def answer(self, request: Context, record: ResultRecord) -> tuple[FollowUp, ...]:
+        """Store a record, or make the message that carries it to the caller.
+
+        Raises:
+            EncodeError: The result cannot be serialized.
+            BackendStoreError: It could not be stored.
+        """
+        backend = self._app.backend
+        if not backend.in_message:
+            backend.store(record)
+            return ()
+        message = backend.message(record, request.reply_to, request.correlation_id)
+        if message is None:
+            return ()
+        return (FollowUp(encode(message, "", request.reply_to or ""), is_answer=True),)
+
+    def after_success(self, request: Context, value: Any) -> tuple[FollowUp, ...]:
+        """Call what is linked to a success: callbacks, then the next element of the chain."""
+        if not request.callbacks and not request.chain:
+            return ()
+        options = self._inherited(request)
+        with self._app.sender.collecting(request.reply_to) as collected:
+            for callback in request.callbacks or ():
+                signature = maybe_signature(callback, app=self._app)
+                request.children.append(signature.apply_async((value,), **options))
+            if request.chain:
+                rest = list(request.chain)
+                signature = maybe_signature(rest.pop(), app=self._app)
+                request.children.append(signature.apply_async((value,), chain=rest or None, **options))
+        return tuple(FollowUp(*each) for each in collected)
+
+    def after_failure(self, request: Context, error: BaseException, plain: Mapping[str, Any], traceback: str | None, state: str = FAILURE) -> tuple[FollowUp, ...]:  # fmt: skip
+        """Call the errbacks, and fail what the chain will never reach."""
+        follow_ups: list[FollowUp] = []
+        if request.errbacks:
+            with self._app.sender.collecting(request.reply_to) as collected:
+                for errback in request.errbacks:
+                    self._call_errback(errback, request, error, traceback)
+            follow_ups.extend(FollowUp(*each) for each in collected)
+        for element in request.chain or ():
+            follow_ups.extend(self._fail_element(element, request, plain, traceback, state))
+        return tuple(follow_ups)
+
+    def _call_errback(self, errback: Any, request: Context, error: BaseException, traceback: str | None) -> None:
+        signature = maybe_signature(errback, app=self._app)
+        task = self._app.tasks.get(signature.task)
+        if task is not None and task.takes_failure:
+            # An errback with more than one argument is called here, with the request itself: Celery's rule.
+            try:
+                signature(request, error, traceback)
+            except Exception:
+                logger.exception("The errback %s of task %s raised", printable(signature.task), request.id)
+            return
+        signature.apply_async((request.id,), **self._inherited(request))
+
+    def _fail_element(
+        self, element: Any, request: Context, plain: Mapping[str, Any], traceback: str | None, state: str
+    ) -> tuple[FollowUp, ...]:
+        options = element.get("options") if isinstance(element, Mapping) else None
+        if not isinstance(options, Mapping):
+            return ()
+        task_id, reply_to = options.get("task_id"), options.get("reply_to") or request.reply_to
+        if not isinstance(task_id, str) or not isinstance(reply_to, str):
+            return ()
+        context = Context(
+            id=task_id, task=element.get("task"), reply_to=reply_to, correlation_id=task_id, group=options.get("group_id"),
+            root_id=request.root_id,
+        )  # fmt: skip
+        return self.answer(context, self.record(context, state, dict(plain), traceback))
+
+    def failure(
+        self, request: Context, error: BaseException, traceback: str | None, *, state: str = FAILURE, store: bool = True
+    ) -> tuple[FollowUp, ...]:
+        """Make all that follows a failure, the answer first: its caller must learn of it whatever else goes wrong."""
+        plain = to_plain(error, self._app.conf.result_serializer)
+        follow_ups: tuple[FollowUp, ...] = ()
+        if store:
+            follow_ups = self.answer(request, self.record(request, state, plain, traceback))
+        try:
+            return follow_ups + self.after_failure(request, error, plain, traceback, state)
+        except AmqptasksError as trouble:
+            logger.error("What follows the failure of task %s cannot be sent: %s", request.id, trouble)
+            return follow_ups
+
+    @staticmethod
+    def _inherited(request: Context) -> dict[str, Any]:
+        return {"root_id": request.root_id or request.id, "parent_id": request.id}
+
+
+def wants_result(app: App, task: Any, request: Context, state: str) -> bool:
+    """Whether a caller may see this result: ``ignore_result`` in all its places, and errors kept in spite of it."""
+    ignore = request.ignore_result
+    if not ignore and task is not None and task.ignore_result is not None and "ignore_result" not in request.__dict__:
+        ignore = task.ignore_result
+    elif not ignore and "ignore_result" not in request.__dict__:
+        ignore = app.conf.task_ignore_result
+    if not ignore:
+        return True
+    if state in (SUCCESS,):
+        return False
+    keep = task.store_errors_even_if_ignored if task is not None else None
+    return bool(app.conf.task_store_errors_even_if_ignored if keep is None else keep) and state in (FAILURE, REVOKED)

@@ -1,0 +1,52 @@
+"""Which tasks this worker runs or has just finished, so that a redelivery after a lost connection is not run twice.
+
+A key is the task's id with the number of its retry. Looked at only for deliveries that the broker marks as redelivered.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from amqptasks.worker.request import Request
+
+#: Finished tasks remembered. More than the deliveries one lost connection can bring back.
+MAX_FINISHED: Final = 10_000
+
+Key = tuple[str, int]
+
+
+class Ledger:
+    """The running and the recently finished attempts. Belongs to the loop's thread."""
+
+    def __init__(self, limit: int = MAX_FINISHED) -> None:
+        self._limit = limit
+        self._running: dict[Key, Request] = {}
+        # Insertion order is age: the first key is the oldest.
+        self._finished: dict[Key, None] = {}
+
+    def begin(self, request: Request) -> None:
+        """Take note of a task that was accepted."""
+        self._running[request.key] = request
+
+    def end(self, request: Request) -> None:
+        """Take note that it was settled. Its ack may still be lost on the way."""
+        key = request.key
+        if self._running.get(key) is request:
+            del self._running[key]
+        finished = self._finished
+        finished[key] = None
+        if len(finished) > self._limit:
+            del finished[next(iter(finished))]
+
+    def forget(self, request: Request) -> None:
+        """Take note that it went back to its queue: when it comes again, it is to be run."""
+        if self._running.get(request.key) is request:
+            del self._running[request.key]
+
+    def running(self, key: Key) -> Request | None:
+        """Return the request of this attempt that is waiting or running here, if there is one."""
+        return self._running.get(key)
+
+    def is_finished(self, key: Key) -> bool:
+        """Whether this attempt was settled here."""
+        return key in self._finished

@@ -1,0 +1,86 @@
+"""How a run of a task ended, as it travels from a child to its parent.
+
+Whatever must follow (callbacks, the next element of a chain, the result's message) is already encoded: the parent only
+publishes it, waits for the confirms, and acks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from amqptasks.wire.message import EncodedMessage
+
+#: Kinds of frames from child to parent: the first item of each.
+OUTCOME: Final = 0
+MESSAGE: Final = 1
+
+SUCCEEDED: Final = 0
+FAILED: Final = 1
+RETRYING: Final = 2
+REJECTED: Final = 3
+IGNORED: Final = 4
+#: The message could not be read or is no valid call: to the dead letters with it.
+UNREADABLE: Final = 5
+
+
+@dataclass(slots=True)
+class FollowUp:
+    """A message to publish before the delivery is acked.
+
+    Attributes:
+        queues: Names of the queues that must be declared first.
+        delayed: The queue it waits for in the delay ladder, if it is delayed.
+        is_answer: It goes to a caller's reply queue; a caller that has gone is no error.
+    """
+
+    message: EncodedMessage
+    queues: tuple[str, ...] = ()
+    delayed: str | None = None
+    is_answer: bool = False
+
+    def to_plain(self) -> list[Any]:
+        """Return what crosses the socket."""
+        message = self.message
+        return [
+            message.exchange, message.routing_key, message.properties, message.body, message.correlation_id,
+            list(self.queues), self.delayed, self.is_answer,
+        ]  # fmt: skip
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> FollowUp:
+        """Read what crossed the socket."""
+        exchange, routing_key, properties, body, correlation_id, queues, delayed, is_answer = plain
+        return cls(EncodedMessage(exchange, routing_key, properties, body, correlation_id), tuple(queues), delayed, is_answer)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The end of one run.
+
+    Attributes:
+        runtime_s: How long the task itself ran.
+        reason: For REJECTED and UNREADABLE, why.
+        requeue: For REJECTED, back into its queue rather than to the dead letters.
+    """
+
+    kind: int
+    runtime_s: float = 0.0
+    follow_ups: tuple[FollowUp, ...] = ()
+    reason: str = ""
+    requeue: bool = False
+
+    def to_frame(self, number: int) -> list[Any]:
+        """Return the frame that reports it. Most runs have nothing to follow and no reason: those send four items."""
+        if not self.follow_ups and not self.reason:
+            return [OUTCOME, number, self.kind, self.runtime_s]
+        follow_ups = [each.to_plain() for each in self.follow_ups]
+        return [OUTCOME, number, self.kind, self.runtime_s, follow_ups, self.reason, self.requeue]
+
+    @classmethod
+    def from_frame(cls, frame: Any) -> Outcome:
+        """Read the frame."""
+        if len(frame) == 4:
+            return cls(frame[2], frame[3])
+        follow_ups = tuple(FollowUp.from_plain(each) for each in frame[4])
+        return cls(frame[2], frame[3], follow_ups, frame[5], frame[6])

@@ -1,0 +1,1 @@
+"""Pools: the places where tasks run. One contract (`slot.py`), kept by processes and by threads."""

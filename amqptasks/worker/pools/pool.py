@@ -1,0 +1,121 @@
+"""The contract of a pool, and what its kinds share: a number of slots that come back when they break.
+
+A pool promises one outcome per task assigned, also when the place where it ran has died: then `on_lost` is called with
+it. `tests/conformance/test_pools.py` holds every kind to that.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from amqptasks.broker.loop import Loop
+from amqptasks.worker.outcome import FollowUp, Outcome
+from amqptasks.worker.pools.slot import Slot
+from amqptasks.worker.request import Request
+
+logger = logging.getLogger(__name__)
+
+#: A place that dies sooner than this after its start, without a task, is replaced after a pause. Both in seconds.
+QUICK_DEATH_S = 1.0
+RESPAWN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEvents:
+    """Who the pool tells. Called on the loop's thread.
+
+    Attributes:
+        on_outcome: A task has ended.
+        on_message: A running task sends a message.
+        on_lost: The place where a task ran has died; the text says how. ``begun`` is False for tasks that had not started.
+        on_free: A slot can take a task.
+    """
+
+    on_outcome: Callable[[Slot, Request, Outcome], None]
+    on_message: Callable[[Slot, Request, FollowUp], None]
+    on_lost: Callable[[Request, bool, str], None]
+    on_free: Callable[[], None]
+
+
+class Pool(ABC):
+    """Slots, each running one task at a time. Belongs to the loop's thread."""
+
+    #: Whether a running task can be ended from outside.
+    can_kill = False
+
+    def __init__(self, loop: Loop, size: int, events: PoolEvents, run: Callable[[list[Any], Callable[[bytes], None]], Outcome]) -> None:
+        self.loop = loop
+        self.size = size
+        self.slots: list[Slot] = []
+        self.is_stopping = False
+        self._events = events
+        self._run = run
+
+    @abstractmethod
+    def spawn(self, index: int) -> Slot:
+        """Make one slot and what runs its tasks."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Let every slot end once its task has; returns at once. No task may be assigned any more. Safe twice."""
+
+    @property
+    @abstractmethod
+    def is_stopped(self) -> bool:
+        """Whether everything that ran tasks is gone."""
+
+    def kill(self) -> None:
+        """End every slot now, running tasks included, where the kind of pool can."""
+
+    def describe(self) -> str:
+        """Name the pool for the banner."""
+        return type(self).__name__
+
+    def start(self) -> None:
+        """Make every slot."""
+        for index in range(self.size):
+            self.slots.append(self.spawn(index))
+
+    # -- what slots report
+
+    def on_outcome(self, slot: Slot, request: Request, outcome: Outcome) -> None:
+        """Pass it on."""
+        self._events.on_outcome(slot, request, outcome)
+
+    def on_message(self, slot: Slot, request: Request, message: FollowUp) -> None:
+        """Pass it on."""
+        self._events.on_message(slot, request, message)
+
+    def on_broken(self, slot: Slot) -> None:
+        """Report what a slot leaves behind, and replace it."""
+        self.lose(slot, "its connection to the worker broke")
+
+    def lose(self, slot: Slot, how: str) -> None:
+        """Take a slot out, report its tasks as lost, and put a new one in its place unless the pool is stopping."""
+        if slot not in self.slots:
+            return
+        index = self.slots.index(slot)
+        begun, _started = slot.begun()
+        left = slot.abandon()
+        slot.close()
+        if self.is_stopping:
+            self.slots.pop(index)
+        elif not begun and time.monotonic() - slot.born < QUICK_DEATH_S:
+            # It did not live to see a task: whatever kills it would kill the next one at once, and so on for ever.
+            logger.error("%s ended right after its start (%s); trying again in %g s", slot.name, how, RESPAWN_S)
+            self.loop.call_later(RESPAWN_S, lambda: self._replace(slot, index))
+        else:
+            logger.warning("%s ended (%s); starting another", slot.name, how)
+            self._replace(slot, index)
+        for request in left:
+            self._events.on_lost(request, request.number <= begun, how)
+
+    def _replace(self, slot: Slot, index: int) -> None:
+        if not self.is_stopping and index < len(self.slots) and self.slots[index] is slot:
+            self.slots[index] = self.spawn(index)
+            self._events.on_free()

@@ -1,0 +1,156 @@
+"""Tasks in child processes, forked from the worker so that they share its memory.
+
+The parent notices a child's end by its process, not only by its socket: a grandchild may still hold that open. A child
+notices the parent's end within a second and goes, so that no orphan works on for nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from amqptasks import signals
+from amqptasks.worker.pools.pool import Pool
+from amqptasks.worker.pools.slot import Mark, Slot, serve
+
+logger = logging.getLogger(__name__)
+
+#: How often a child looks whether its parent is still there, seconds.
+PARENT_CHECK_S = 1.0
+
+
+class PreforkPool(Pool):
+    """One child process a slot.
+
+    Attributes:
+        close_in_child: Called in each new child to close the parent's sockets.
+    """
+
+    can_kill = True
+    close_in_child: Callable[[], None] | None = None
+    nodename: str | None = None
+
+    def start(self) -> None:
+        """Fork the children."""
+        import multiprocessing
+
+        self._context = multiprocessing.get_context("fork")
+        self._children: dict[int, Slot] = {}
+        # What is alive now will be shared: keep the collector from touching, and so copying, its pages.
+        gc.collect()
+        gc.freeze()
+        super().start()
+
+    def spawn(self, index: int) -> Slot:
+        """Fork a child."""
+        ours, theirs = socket.socketpair()
+        mark, gate = Mark(), self._context.Lock()
+        name = f"ForkPoolWorker-{index + 1}"
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                self._child_main(parent, ours, theirs, mark, gate, name)
+                code = 0
+            except BaseException:
+                logger.exception("%s failed", name)
+            finally:
+                with contextlib.suppress(Exception):
+                    logging.shutdown()
+                os._exit(code)
+        theirs.close()
+        slot = Slot(self.loop, self, ours, mark, gate, name)
+        slot.pid = pid
+        self._children[pid] = slot
+        return slot
+
+    def _child_main(self, parent: int, ours: socket.socket, theirs: socket.socket, mark: Mark, gate: Any, name: str) -> None:
+        ours.close()
+        for slot in self.slots:
+            with contextlib.suppress(OSError):
+                os.close(slot.fileno())
+        if self.close_in_child is not None:
+            self.close_in_child()
+        # Ctrl-C reaches the whole group: the parent decides what it means.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        self._context.current_process().name = name  # type: ignore[attr-defined]
+        threading.Thread(target=_end_with_parent, args=(parent,), name="amqptasks-parent", daemon=True).start()
+        signals.worker_process_init.send(self.nodename)
+        try:
+            serve(theirs, mark, gate, self._run)
+        finally:
+            signals.worker_process_shutdown.send(None, pid=os.getpid(), exitcode=0)
+
+    def reap(self) -> None:
+        """Look which children have ended. Called when the process gets SIGCHLD."""
+        for pid, slot in list(self._children.items()):
+            try:
+                done, status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                done, status = pid, 0
+            if done:
+                del self._children[pid]
+                slot.drain()
+                self.lose(slot, _how(status))
+
+    def on_broken(self, slot: Slot) -> None:
+        """Wait for the process itself to end: only that says how it did."""
+        if slot.pid in self._children:
+            # A child that closed its socket without ending can run nothing more.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(slot.pid, signal.SIGKILL)
+            self.reap()
+
+    def stop(self) -> None:
+        """Close the sockets: each child ends after its task."""
+        self.is_stopping = True
+        for slot in self.slots:
+            slot.close()
+
+    def kill(self) -> None:
+        """Kill the children."""
+        self.is_stopping = True
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether every child was reaped."""
+        self.reap()
+        return not self._children
+
+    def describe(self) -> str:
+        """Name the pool."""
+        return "prefork"
+
+
+def _how(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            return f"signal {number} ({signal.Signals(number).name})"
+        except ValueError:
+            return f"signal {number}"
+    return f"exit code {os.WEXITSTATUS(status)}"
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(1)

@@ -1,0 +1,77 @@
+"""One delivery on its way through the worker. It is settled exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from amqptasks.broker.consumer import Delivery
+from amqptasks.wire.task import TaskBody
+
+
+class Request:
+    """A task message that was accepted: what to run, and the delivery to settle afterwards.
+
+    Attributes:
+        is_late: Ack after settlement rather than when a child begins.
+        is_acked: The ack was sent, or the message was given back.
+        is_done: An outcome came in; nothing else may settle it.
+        number: Its place in its slot's sequence; 0 while it waits.
+    """
+
+    __slots__ = (
+        "body", "delivery", "headers", "id", "is_acked", "is_done", "is_late", "number", "pending", "task", "task_name",
+    )  # fmt: skip
+
+    def __init__(
+        self, delivery: Delivery, task_id: str, task_name: str, task: Any, headers: Mapping[str, Any], is_late: bool,
+        body: TaskBody | None = None,
+    ) -> None:  # fmt: skip
+        self.delivery = delivery
+        self.id = task_id
+        self.task_name = task_name
+        self.task = task
+        self.headers = headers
+        self.is_late = is_late
+        self.body = body
+        self.is_acked = False
+        self.is_done = False
+        self.number = 0
+        #: Messages published for it and not yet confirmed.
+        self.pending = 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What makes two deliveries the same attempt: the id and the number of the retry."""
+        return self.id, self.headers.get("retries") or 0
+
+    @property
+    def crashes(self) -> int:
+        """How many worker processes this message has already ended."""
+        return self.headers.get("x-amqptasks-crashes") or 0
+
+    def ack(self) -> None:
+        """Ack its delivery, once."""
+        if not self.is_acked:
+            self.is_acked = True
+            self.delivery.ack()
+
+    def give_back(self) -> None:
+        """Put its message back into the queue, once."""
+        if not self.is_acked:
+            self.is_acked = True
+            self.delivery.give_back()
+
+    def to_frame(self, number: int) -> list[Any]:
+        """Return the frame that gives it to a child."""
+        delivery = self.delivery
+        properties = delivery.properties
+        body: Any = delivery.body
+        if self.body is not None:
+            known = self.body
+            body = [known.args, known.kwargs, known.callbacks, known.errbacks, known.chain, known.chord]
+        return [
+            number, self.task_name, self.id, self.headers, body, properties.content_type, properties.content_encoding,
+            properties.reply_to, properties.correlation_id, properties.priority, properties.delivery_mode,
+            delivery.exchange, delivery.routing_key, delivery.redelivered,
+        ]  # fmt: skip

@@ -1,0 +1,150 @@
+"""Settling deliveries. The order is law: publish what follows, wait for its confirms, then ack.
+
+A crash between two steps repeats work and loses none. What cannot be sent for lack of a connection waits for the next
+one; nothing is given up for that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from amqptasks.app.sender import Sender
+from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Need, Outgoing
+from amqptasks.broker.topology import dead_letter_queue
+from amqptasks.exceptions import EncodeError, OperationalError, QueueNotFound, Unroutable
+from amqptasks.wire.message import EncodedMessage
+from amqptasks.wire.reprs import printable
+from amqptasks.worker import dead_letters
+from amqptasks.worker.outcome import FollowUp
+from amqptasks.worker.request import Request
+
+logger = logging.getLogger(__name__)
+
+Then = Callable[[], None]
+
+
+class Settlement:
+    """Publishes for the worker and tells when everything of one delivery is confirmed. Belongs to the loop's thread.
+
+    Args:
+        on_change: Called when messages were confirmed, so that a paused worker can go on.
+    """
+
+    def __init__(self, channel: ConfirmChannel, sender: Sender, hostname: str, on_change: Callable[[], None]) -> None:
+        self._channel = channel
+        self._sender = sender
+        self._hostname = hostname
+        self._on_change = on_change
+        self._dead_needs: dict[str, Need] = {}
+        #: Deliveries whose messages are not all confirmed.
+        self.unsettled = 0
+
+    def settle(self, request: Request, follow_ups: tuple[FollowUp, ...], then: Then) -> None:
+        """Publish what follows a task, then call ``then``, once, when all of it is confirmed."""
+        if not follow_ups:
+            then()
+            return
+        self.unsettled += 1
+        request.pending = len(follow_ups)
+
+        def one_done(failure: str | None) -> None:
+            request.pending -= 1
+            if failure is not None:
+                failures.append(failure)
+            if request.pending == 0:
+                self.unsettled -= 1
+                if failures:
+                    self.bury(request, dead_letters.UNSENDABLE, "; ".join(failures), then)
+                else:
+                    then()
+                self._on_change()
+
+        failures: list[str] = []
+        for each in follow_ups:
+            self._send_follow_up(request, each, one_done)
+
+    def send_state(self, request: Request, follow_up: FollowUp) -> None:
+        """Publish a state that is not the last; nothing waits for it."""
+        self._send_follow_up(request, follow_up, lambda _failure: None)
+
+    def bury(self, request: Request, reason: str, detail: str, then: Then) -> None:
+        """Copy a delivery to its queue's dead letters, confirmed, then call ``then``."""
+        queue = request.delivery.consumer.queue
+        need = self._dead_need(queue)
+        dead_queue = need.key.partition(" ")[2]
+        message = dead_letters.dead_letter(request.delivery, queue, dead_queue, reason, detail, self._hostname)
+        logger.error(
+            "Moved a message to %s: %s, %s (task %s[%s])",
+            dead_queue, reason, printable(detail, 300), printable(request.task_name, 80), printable(request.id, 64),
+        )  # fmt: skip
+        self.publish(message, (need,), f"the dead letter of task {printable(request.id, 64)}", then)
+
+    def publish(self, message: EncodedMessage, needs: tuple[Need, ...], what: str, then: Then) -> None:
+        """Publish a message that must get through, for as long as that takes, then call ``then``."""
+        self.unsettled += 1
+
+        def on_done(out: Outgoing, error: OperationalError | EncodeError | None) -> None:
+            if error is None:
+                self.unsettled -= 1
+                then()
+                self._on_change()
+                return
+            if not isinstance(error, Interrupted):
+                # Without this message the original must not be acked: keep both, and keep trying, slowly.
+                logger.error("Cannot send %s: %s; trying again", what, error)
+            self._again(out, immediately=isinstance(error, Interrupted) and error.written)
+
+        self._channel.send(Outgoing(message, needs, on_done))
+
+    def _send_follow_up(self, request: Request, follow_up: FollowUp, done: Callable[[str | None], None]) -> None:
+        try:
+            needs = self._needs(follow_up)
+        except QueueNotFound as error:
+            done(str(error))
+            return
+
+        def on_done(out: Outgoing, error: OperationalError | EncodeError | None) -> None:
+            if error is None:
+                done(None)
+            elif isinstance(error, Interrupted):
+                self._again(out, immediately=error.written)
+            elif follow_up.is_answer and isinstance(error, Unroutable):
+                logger.debug("Nobody waits for the result of task %s any more", request.id)
+                done(None)
+            elif follow_up.is_answer:
+                # Its caller learns nothing, but the work is done: burying the task would only invite a second run.
+                logger.error("The result of task %s cannot be sent: %s", request.id, error)
+                done(None)
+            else:
+                logger.error("What follows task %s cannot be sent: %s", request.id, error)
+                done(str(error))
+
+        self._channel.send(Outgoing(follow_up.message, needs, on_done))
+
+    def _again(self, out: Outgoing, *, immediately: bool) -> None:
+        out.release()
+        out.returned = None
+        if immediately:
+            self._channel.send(out)
+        else:
+            self._channel.send_later(out, 1.0)
+
+    def _needs(self, follow_up: FollowUp) -> tuple[Need, ...]:
+        needs = tuple(self._sender.need(self._sender.routing.queue(name)) for name in follow_up.queues)
+        if follow_up.delayed is not None:
+            needs += self._sender.delay_needs(follow_up.delayed)
+        return needs
+
+    def _dead_need(self, queue: str) -> Need:
+        need = self._dead_needs.get(queue)
+        if need is None:
+            conf = self._sender.conf
+            suffix, default_type = conf.task_dead_letter_suffix, conf.task_default_queue_type
+            declared = self._sender.routing.queues.get(queue)
+            need = Need(
+                f"queue {queue}{suffix}",
+                lambda version: (dead_letter_queue(declared or queue, suffix, default_type, version),),
+            )
+            self._dead_needs[queue] = need
+        return need

@@ -1,0 +1,333 @@
+"""The worker: one process that owns the connections, and a pool that runs the tasks.
+
+This is where the parts are handed to each other. Deliveries come from `broker.consumer`, are examined by `intake`, wait
+in `dispatch`, run in a slot of the pool, and are settled by `settlement`. Everything here runs on the loop, in the main
+thread; signals only ask the loop to act.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from amqptasks import signals
+from amqptasks.app.app import App
+from amqptasks.broker.confirms import ConfirmChannel
+from amqptasks.broker.consumer import QueueConsumer
+from amqptasks.broker.declarer import Declarer
+from amqptasks.broker.link import Backoff, Connection, Link
+from amqptasks.broker.loop import Loop
+from amqptasks.clock import monotonic
+from amqptasks.entities import Queue
+from amqptasks.exceptions import ImproperlyConfigured, TopologyConflict
+from amqptasks.logs import parse_level, setup_worker_logging
+from amqptasks.worker.banner import banner
+from amqptasks.worker.deliveries import Deliveries
+from amqptasks.worker.dispatch import Dispatcher
+from amqptasks.worker.executor import Executor
+from amqptasks.worker.pools.pool import Pool, PoolEvents
+from amqptasks.worker.settlement import Settlement
+
+logger = logging.getLogger("amqptasks.worker")
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+POOLS = ("prefork", "solo", "threads")
+#: How long a stopping worker waits for its last acks and good-byes, seconds.
+FAREWELL_S = 1.0
+#: How often a stopping worker looks whether it is done, seconds.
+LOOK_S = 0.02
+
+
+class Worker:
+    """Consumes queues and runs their tasks until it is told to stop.
+
+    Args:
+        hostname: The node's name, ``name@host``; ``%h``, ``%n`` and ``%d`` stand for host, name and domain.
+        queues: Names of the queues to consume; the declared ones without.
+        concurrency: How many tasks run at once; the number of cores without.
+        pool: One of `POOLS`.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        hostname: str | None = None,
+        queues: Iterable[str] | None = None,
+        concurrency: int | None = None,
+        pool: str | None = None,
+        loglevel: int | str | None = None,
+        logfile: str | None = None,
+        prefetch_multiplier: int | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.app = app
+        conf = app.conf
+        self.hostname = node_name(hostname)
+        self.loglevel = parse_level(loglevel)
+        self.logfile = logfile
+        self.pool_name = pool or conf.worker_pool
+        if self.pool_name not in POOLS:
+            raise ImproperlyConfigured(f"expected the pool to be one of {', '.join(POOLS)}, got: {self.pool_name!r}")
+        wanted = concurrency or conf.worker_concurrency
+        self.concurrency = 1 if self.pool_name == "solo" else int(wanted) if wanted and wanted != "auto" else _cores()
+        multiplier = conf.worker_prefetch_multiplier if prefetch_multiplier is None else prefetch_multiplier
+        self.prefetch = self.concurrency * int(multiplier)
+        self._queue_names = None if queues is None else list(queues)
+        self._quiet = quiet
+        self._exit_code = EXIT_OK
+        self._stopping = False
+        self._cold = False
+        self._deadline: float | None = None
+        self._ready = False
+
+    # -- running
+
+    def run(self) -> int:
+        """Work until told to stop; returns the exit code: 0 after a warm stop, 1 after a cold one or a failed start."""
+        signals.celeryd_init.send(self.hostname, instance=self, conf=self.app.conf, options={})
+        setup_worker_logging(self.app.conf, self.loglevel, self.logfile)
+        self.app.import_modules()
+        signals.celeryd_after_setup.send(self.hostname, instance=self, conf=self.app.conf)
+        self._make_parts()
+        if not self._quiet:
+            sys.__stdout__ and print(self._banner(), file=sys.__stdout__, flush=True)
+        signals.worker_init.send(self)
+        self._install_signals()
+        # Children are forked before any connection exists: there is nothing of the broker's for them to inherit.
+        self.pool.start()
+        self._consume_link.start()
+        self._publish_link.start()
+        try:
+            self.loop.run()
+        finally:
+            self._restore_signals()
+            self.pool.kill()
+        signals.worker_shutdown.send(self)
+        return self._exit_code
+
+    def _make_parts(self) -> None:
+        app, conf = self.app, self.app.conf
+        self.loop = loop = Loop()
+        backoff = Backoff(max_s=conf.broker_connection_retry_interval_max)
+        self._confirms = ConfirmChannel(loop)
+        self._settlement = Settlement(self._confirms, app.sender, self.hostname, self._settled)
+        self._publish_link = self._link("worker publisher", self._publish_up, self._publish_down, backoff)
+        self._consume_link = self._link("worker consumer", self._consume_up, self._consume_down, backoff)
+        self._executor = Executor(app, self.hostname)
+        self._dispatcher = Dispatcher(loop, lambda: self.pool.slots, lambda request: self._deliveries.begun(request))
+        self._deliveries = Deliveries(app, self.hostname, self._dispatcher, self._settlement)
+        events = PoolEvents(
+            self._deliveries.on_outcome, self._deliveries.on_message, self._deliveries.on_lost, self._dispatcher.schedule
+        )
+        self.pool = self._make_pool(events)
+        self.queues = self._select_queues()
+        self._consumers = [self._consumer(queue) for queue in self.queues]
+        self._consume_declarer: Declarer | None = None
+        self._publish_declarer: Declarer | None = None
+
+    def _link(
+        self, purpose: str, on_up: Callable[[Connection], None], on_down: Callable[[str], None], backoff: Backoff
+    ) -> Link:
+        def failed(label: str, error: str, wait_s: float) -> None:
+            logger.error("%s: cannot connect to %s: %s. Trying again in %.2f seconds...", purpose, label, error, wait_s)
+
+        return Link(
+            self.loop, self.app.endpoints(f"{purpose} {self.hostname}"), on_up=on_up, on_down=on_down,
+            on_attempt_failed=failed, backoff=backoff,
+        )  # fmt: skip
+
+    def _make_pool(self, events: PoolEvents) -> Pool:
+        if self.pool_name == "prefork":
+            from amqptasks.worker.pools.prefork import PreforkPool
+
+            pool = PreforkPool(self.loop, self.concurrency, events, self._executor.run)
+            pool.close_in_child = self._abandon_connections
+            pool.nodename = self.hostname
+            return pool
+        from amqptasks.worker.pools.threads import ThreadPool
+
+        return ThreadPool(self.loop, self.concurrency, events, self._executor.run)
+
+    def _select_queues(self) -> list[Queue]:
+        routing = self.app.sender.routing
+        if self._queue_names is None:
+            return list(routing.queues.values())
+        return [routing.queue(name) for name in self._queue_names]
+
+    def _consumer(self, queue: Queue) -> QueueConsumer:
+        return QueueConsumer(
+            self.loop, queue.name, need=None if queue.no_declare else self.app.sender.need(queue), prefetch=self.prefetch,
+            on_delivery=self._deliveries.on_delivery, on_consuming=self._on_consuming, on_lost=self._on_lost_channel,
+            on_refused=self._on_refused, arguments=queue.consumer_arguments, tag_prefix=self.hostname,
+        )  # fmt: skip
+
+    def _banner(self) -> str:
+        conf = self.app.conf
+        tasks = list(self.app.tasks) if self.loglevel <= logging.INFO else None
+        return banner(
+            hostname=self.hostname, app=repr(self.app), brokers=self._consume_link.label,
+            results=self.app.backend.as_uri(), queues=self.queues, tasks=tasks,
+            concurrency=f"{self.concurrency} ({self.pool.describe()}), prefetch {self.prefetch or 'unlimited'}"
+            f"{', late acks' if conf.task_acks_late else ''}",
+        )  # fmt: skip
+
+    # -- connections
+
+    def _publish_up(self, connection: Connection) -> None:
+        self._publish_declarer = Declarer(connection)
+        self._confirms.up(connection, self._publish_declarer, self._publish_link.version)
+
+    def _publish_down(self, reason: str) -> None:
+        logger.warning("Lost the publishing connection: %s", reason)
+        if self._publish_declarer is not None:
+            self._publish_declarer.fail(reason)
+        self._confirms.down(reason)
+
+    def _consume_up(self, connection: Connection) -> None:
+        logger.info("Connected to %s", self._consume_link.label)
+        self._consume_declarer = Declarer(connection)
+        for consumer in self._consumers:
+            consumer.up(connection, self._consume_declarer, self._consume_link.version)
+
+    def _consume_down(self, reason: str) -> None:
+        logger.warning("Lost the consuming connection: %s. Running tasks go on; connecting again.", reason)
+        if self._consume_declarer is not None:
+            self._consume_declarer.fail(reason)
+        for consumer in self._consumers:
+            consumer.down(reason)
+
+    def _on_lost_channel(self, _consumer: QueueConsumer, _reason: str) -> None:
+        self._deliveries.drop_stale()
+
+    def _on_refused(self, consumer: QueueConsumer, conflict: TopologyConflict) -> None:
+        logger.critical("%s", conflict)
+        if not self._ready:
+            # Wrong from the start: nothing mends itself here.
+            self._exit_code = EXIT_FAILURE
+            self._stop_cold("a queue cannot be declared")
+
+    def _on_consuming(self, _consumer: QueueConsumer) -> None:
+        if not self._ready and all(each.is_consuming for each in self._consumers):
+            self._ready = True
+            logger.info("%s ready.", self.hostname)
+            if not logger.isEnabledFor(logging.INFO) and not self._quiet and sys.__stdout__:
+                print(f"{self.hostname} ready.", file=sys.__stdout__, flush=True)
+            signals.worker_ready.send(self)
+
+    def _abandon_connections(self) -> None:
+        self._consume_link.abandon()
+        self._publish_link.abandon()
+
+    def _settled(self) -> None:
+        paused = self._settlement.unsettled >= self.app.conf.worker_settlement_limit
+        if self._dispatcher.is_paused and not paused:
+            self._dispatcher.schedule()
+        self._dispatcher.is_paused = paused
+
+    # -- stopping
+
+    def _install_signals(self) -> None:
+        def ask(number: int, _frame: Any) -> None:
+            self.loop.call_threadsafe(lambda: self._on_signal(number))
+
+        def child(_number: int, _frame: Any) -> None:
+            self.loop.call_threadsafe(self._reap)
+
+        self._old_signals: dict[int, Any] = {}
+        for number, handler in (
+            (signal.SIGTERM, ask), (signal.SIGINT, ask), (signal.SIGQUIT, ask), (signal.SIGCHLD, child),
+        ):  # fmt: skip
+            self._old_signals[number] = signal.signal(number, handler)
+
+    def _restore_signals(self) -> None:
+        for number, handler in self._old_signals.items():
+            signal.signal(number, handler)
+
+    def _reap(self) -> None:
+        reap = getattr(self.pool, "reap", None)
+        if reap is not None:
+            reap()
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._stopping or number == signal.SIGQUIT:
+            self._stop_cold(name)
+        else:
+            self._stop_warm(name)
+
+    def _stop_warm(self, why: str) -> None:
+        self._stopping = True
+        logger.warning("%s: warm shutdown, waiting for %d running tasks", why, self._dispatcher.running)
+        print(f"\nworker: Warm shutdown ({self.hostname})", file=sys.__stdout__, flush=True)
+        signals.worker_shutting_down.send(self.hostname, sig=why, how="Warm", exitcode=EXIT_OK)
+        timeout_s = self.app.conf.worker_shutdown_timeout
+        self._deadline = None if timeout_s is None else monotonic() + timeout_s
+        for consumer in self._consumers:
+            consumer.stop_consuming()
+        self._deliveries.give_back_waiting()
+        self._wait_for_end()
+
+    def _wait_for_end(self) -> None:
+        if self._cold:
+            return
+        if not self._dispatcher.running and not self._settlement.unsettled and not self._confirms.waiting:
+            self._farewell()
+        elif self._deadline is not None and monotonic() > self._deadline:
+            self._stop_cold("worker_shutdown_timeout")
+        else:
+            # What came in while the cancel was on its way goes back too.
+            self._deliveries.give_back_waiting()
+            self.loop.call_later(LOOK_S, self._wait_for_end)
+
+    def _stop_cold(self, why: str) -> None:
+        if self._cold:
+            return
+        self._stopping = self._cold = True
+        self._exit_code = EXIT_FAILURE
+        logger.warning("%s: cold shutdown, %d running tasks are abandoned", why, self._dispatcher.running)
+        print(f"\nworker: Cold shutdown ({self.hostname})", file=sys.__stdout__, flush=True)
+        signals.worker_shutting_down.send(self.hostname, sig=why, how="Cold", exitcode=EXIT_FAILURE)
+        self.pool.kill()
+        self._farewell()
+
+    def _farewell(self) -> None:
+        """Close what is open; the broker takes back what was not acked."""
+        self._cold = True
+        for consumer in self._consumers:
+            consumer.flush()
+        self.pool.stop()
+        self._consume_link.stop()
+        self._publish_link.stop()
+        self._last_look(monotonic() + FAREWELL_S)
+
+    def _last_look(self, deadline: float) -> None:
+        links_open = self._consume_link.is_up or self._publish_link.is_up
+        if (links_open or (self.pool.can_kill and not self.pool.is_stopped)) and monotonic() < deadline:
+            self.loop.call_later(LOOK_S, lambda: self._last_look(deadline))
+        else:
+            self.loop.stop()
+
+
+def node_name(given: str | None) -> str:
+    """Return a node's full name; ``%h`` is the host with its domain, ``%n`` the host alone, ``%d`` the domain."""
+    host = socket.gethostname()
+    name, _, domain = host.partition(".")
+    text = given or "celery@%h"
+    for letter, value in (("%h", host), ("%n", name), ("%d", domain)):
+        text = text.replace(letter, value)
+    return text if "@" in text else f"{text}@{host}"
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0)) or 1
+    except AttributeError:
+        # Only Linux tells which cores this process may use.
+        return os.cpu_count() or 1
