@@ -300,7 +300,7 @@ def test_many_threads_get_their_own_answers(subject, backend, new):
 
 @pytest.mark.parametrize("timeout_s", [None, PATIENCE_S * 10])
 def test_closing_wakes_who_waits(backend, new, timeout_s):
-    # Given a caller that waits, as the state it was told shows
+    # Given a caller that waits, or is about to
     task_id = new()
     waiting = in_thread(lambda: backend.wait(task_id, timeout_s))
     # When the backend is closed, twice / Then the wait ends, with an error of the backend
