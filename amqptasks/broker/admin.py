@@ -213,12 +213,11 @@ class Admin:
         parameters.heartbeat = 0
         parameters.tcp_options = None
         loop = self._loop = Loop()
-        loop.activate_poller()
         outcome: list[str | None] = []
         connection = self._connection = Connection(
             parameters=parameters,
             on_open_callback=lambda _connection: outcome.append(None),
-            on_open_error_callback=lambda _connection, error: outcome.append(describe(error)),
+            on_open_error_callback=lambda _connection, error: outcome.append(_reason(error)),
             on_close_callback=self._on_close,
             custom_ioloop=loop,
         )
@@ -292,6 +291,15 @@ def _turn(loop: Loop, done: Callable[[], bool], timeout_s: float) -> bool:
         loop.process_timeouts()
     loop.remove_timeout(timer)
     return True
+
+
+def _reason(error: BaseException | str) -> str:
+    # A failed attempt to connect arrives wrapped in an AMQPConnectionError that says nothing itself.
+    while (
+        isinstance(error, pika.exceptions.AMQPConnectionError) and error.args and isinstance(error.args[0], Exception)
+    ):
+        error = error.args[0]
+    return describe(error)
 
 
 def _named(step: Step) -> str:

@@ -1,0 +1,184 @@
+"""What every command shares: the global options, the app they lead to, errors on one line, exit codes, small types.
+
+Exit codes: 0 done, 1 some of it failed or was declined, 2 wrong usage or configuration, 69 the broker cannot be
+reached.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from amqptasks.exceptions import (
+    AmqptasksError,
+    BrokerUnavailable,
+    ImproperlyConfigured,
+    MaybeSent,
+    NotSent,
+    OperationalError,
+    TopologyConflict,
+    Unroutable,
+)
+
+if TYPE_CHECKING:
+    from amqptasks.app.app import App
+    from amqptasks.broker.admin import Admin
+
+__all__ = [
+    "CliError", "Globals", "commas", "did_you_mean", "exit_code", "json_array", "json_object", "plural", "print_table",
+    "text_of",
+]  # fmt: skip
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNAVAILABLE = 69
+
+
+class CliError(click.ClickException):
+    """A user's mistake: shown on one line, without a traceback."""
+
+    exit_code = EXIT_USAGE
+
+    def show(self, file: Any = None) -> None:
+        """Print it to standard error."""
+        click.echo(f"{click.style('Error', fg='red')}: {self.format_message()}", err=True)
+
+
+@dataclass(slots=True)
+class Globals:
+    """The global options, and the app once it is asked for. A command gets it by ``@click.pass_obj``."""
+
+    app_name: str | None = None
+    broker: str | None = None
+    result_backend: str | None = None
+    config: str | None = None
+    no_color: bool = False
+    quiet: bool = False
+    traceback: bool = False
+    _app: App | None = None
+
+    def app(self, *, required: bool = False) -> App:
+        """Return the app that ``-A`` names; without one an app of settings only, unless it is ``required``.
+
+        The command line's broker and backend win over every other source.
+        """
+        if self._app is None:
+            if required and not self.app_name:
+                raise CliError("which app? Give the module that holds it before the command: amqptasks -A proj …")
+            self._app = self._find()
+        return self._app
+
+    def _find(self) -> App:
+        from amqptasks.app.app import App
+        from amqptasks.cli.finder import find_app
+
+        if self.app_name:
+            app = find_app(self.app_name)
+        else:
+            app = App("amqptasks", set_as_current=False)
+            # Celery's default module: a directory with a celeryconfig.py needs no -A to list its queues.
+            app.config_from_object("celeryconfig", silent=True)
+        if self.config:
+            app.config_from_object(self.config, force=True)
+        overrides: dict[str, Any] = {}
+        if self.broker:
+            overrides["broker_url"] = self.broker
+        if self.result_backend:
+            overrides["result_backend"] = self.result_backend
+        if self.no_color:
+            overrides["worker_log_color"] = False
+        if overrides:
+            app.conf.override(overrides)
+        return app
+
+    def admin(self, purpose: str = "queues") -> Admin:
+        """Return a management session on the app's broker, to be entered with ``with``."""
+        from amqptasks.broker.admin import Admin
+
+        return Admin(self.app().endpoints(purpose))
+
+    def say(self, text: str) -> None:
+        """Print what ``--quiet`` leaves out."""
+        if not self.quiet:
+            click.echo(text)
+
+
+def commas(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Read ``a,b`` as names; a click callback."""
+    if value is None:
+        return None
+    names = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+    if not names:
+        raise click.BadParameter(f"expected names separated by commas, got: {value!r}")
+    return names
+
+
+def json_array(_ctx: click.Context, _param: click.Parameter, value: str) -> list[Any]:
+    """Read a JSON array; a click callback."""
+    found = _json(value)
+    if not isinstance(found, list):
+        raise click.BadParameter(f"expected a JSON array, got: {text_of(value)}")
+    return found
+
+
+def json_object(_ctx: click.Context, _param: click.Parameter, value: str) -> dict[str, Any]:
+    """Read a JSON object; a click callback."""
+    found = _json(value)
+    if not isinstance(found, dict):
+        raise click.BadParameter(f"expected a JSON object, got: {text_of(value)}")
+    return found
+
+
+def _json(value: str) -> Any:
+    try:
+        return json.loads(value, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"expected JSON, got: {text_of(value)} ({error})") from error
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def text_of(value: object, most: int = 80) -> str:
+    """Return a value for an error message, shortened."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 message``, ``2 messages``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def print_table(head: list[str], rows: list[list[str]]) -> None:
+    """Print aligned columns; numbers to the right."""
+    table = [head, *rows]
+    columns = range(len(head))
+    widths = [max(len(row[column]) for row in table) for column in columns]
+    numbers = [all(row[column].isdigit() or row[column] == "-" for row in rows) for column in columns]
+    for row in table:
+        cells = (row[at].rjust(widths[at]) if numbers[at] else row[at].ljust(widths[at]) for at in columns)
+        click.echo("  ".join(cells).rstrip())
+
+
+def exit_code(error: AmqptasksError) -> int:
+    """Return the exit code that an error of the package ends a command with."""
+    if isinstance(error, ImproperlyConfigured):
+        return EXIT_USAGE
+    if isinstance(error, BrokerUnavailable | MaybeSent):
+        return EXIT_UNAVAILABLE
+    if isinstance(error, TopologyConflict | Unroutable | NotSent) or not isinstance(error, OperationalError):
+        return EXIT_FAILED
+    return EXIT_UNAVAILABLE if "did not answer" in str(error) or "was lost" in str(error) else EXIT_FAILED
