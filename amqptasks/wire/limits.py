@@ -134,16 +134,14 @@ def _scan_msgpack(body: bytes, limits: Limits) -> None:
     end = len(body)
     position = opened = 0
     missing = 1  # values that the innermost container still lacks; the body itself is one value
-    owed = 0  # values that all the outer ones still lack
     outer: list[int] = []
     while True:
         while not missing:
             if not outer:
                 return  # whatever follows is refused by the decoder
             missing = outer.pop()
-            owed -= missing
         if position >= end:
-            raise DecodeError("malformed msgpack: the body is cut off")
+            raise DecodeError("malformed msgpack: the body ends before all that it promises")
         run = _ONE_BYTE_VALUES.match(body, position, min(end, position + missing))
         if run is not None:
             missing -= run.end() - position
@@ -159,10 +157,7 @@ def _scan_msgpack(body: bytes, limits: Limits) -> None:
         if values is None:
             continue
         outer.append(missing)
-        owed += missing
         missing = values
-        if owed + missing > end - position:  # each value takes a byte at least
-            raise DecodeError("malformed msgpack: a list or map promises more than the body holds")
 
 
 def _step(body: bytes, position: int) -> tuple[int, int | None]:

@@ -294,7 +294,8 @@ def test_yaml_is_written_as_its_reader_wants_it_and_runs_nothing() -> None:
 
 def test_importing_the_serializers_loads_no_library_that_is_not_used() -> None:
     program = (
-        "import sys, amqptasks; before = set(sys.modules); import amqptasks.wire.serializers, amqptasks.wire.compression, amqptasks.wire.failures;"
+        "import sys, amqptasks; before = set(sys.modules);"
+        "import amqptasks.wire.serializers, amqptasks.wire.compression, amqptasks.wire.failures;"
         "late = ('msgpack', 'yaml', 'pickle', 'lzma', 'bz2', 'difflib', 'asyncio', 'traceback');"
         "print([name for name in late if name in set(sys.modules) - before])"
     )
