@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from amqptasks.app.app import App
     from amqptasks.app.app import App as Celery
     from amqptasks.app.task import Task
-    from amqptasks.canvas import chain, chord, group
+    from amqptasks.canvas.chain import chain as chain
+    from amqptasks.canvas.chord import chord as chord
+    from amqptasks.canvas.group import group as group
     from amqptasks.canvas.signature import Signature, maybe_signature, signature
     from amqptasks.entities import Binding, Exchange, Queue, binding
     from amqptasks.result import AsyncResult, GroupResult, ResultSet

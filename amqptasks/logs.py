@@ -158,7 +158,9 @@ def setup_worker_logging(conf: Any, level: int, logfile: str | None, stream: Tex
         root.addHandler(_handler(logfile, stream, logging.Formatter(given["format"]), colored))
     root.setLevel(level)
     task_logger.handlers.clear()
-    task_logger.addHandler(_handler(logfile, stream, TaskFormatter(conf.worker_task_log_format or TASK_LOG_FORMAT), colored))
+    task_logger.addHandler(
+        _handler(logfile, stream, TaskFormatter(conf.worker_task_log_format or TASK_LOG_FORMAT), colored)
+    )
     task_logger.setLevel(level)
     task_logger.propagate = False
     # The lines about tasks (received, succeeded) name the task themselves.
@@ -177,11 +179,15 @@ def setup_worker_logging(conf: Any, level: int, logfile: str | None, stream: Tex
 def redirect_stdouts(level: int | str) -> None:
     """Log what is printed in this process and its children."""
     logger = logging.getLogger("amqptasks.redirected")
-    sys.stdout = LoggingStream(logger, parse_level(level))  # type: ignore[assignment]
-    sys.stderr = LoggingStream(logger, parse_level(level))  # type: ignore[assignment]
+    sys.stdout = LoggingStream(logger, parse_level(level))
+    sys.stderr = LoggingStream(logger, parse_level(level))
 
 
-def _handler(logfile: str | None, stream: TextIO | None, formatter: logging.Formatter, colored: bool) -> logging.Handler:
-    handler: logging.Handler = logging.FileHandler(logfile, encoding="utf-8") if logfile else logging.StreamHandler(stream)
+def _handler(
+    logfile: str | None, stream: TextIO | None, formatter: logging.Formatter, colored: bool
+) -> logging.Handler:
+    handler: logging.Handler = (
+        logging.FileHandler(logfile, encoding="utf-8") if logfile else logging.StreamHandler(stream)
+    )
     handler.setFormatter(ColorFormatter(formatter) if colored else formatter)
     return handler

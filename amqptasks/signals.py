@@ -1,6 +1,7 @@
 """Signals: functions of yours that are told what happens. They may look; they cannot stop or change it.
 
-A receiver gets ``sender``, ``signal`` and the signal's own keyword arguments, and must take ``**kwargs``. What it raises is
+A receiver gets ``sender``, ``signal`` and the signal's own keyword arguments, and must take ``**kwargs``. What it
+raises is
 logged. The names and arguments are Celery's.
 """
 
@@ -34,7 +35,8 @@ class Signal:
         self.name = name
         self.providing_args = providing_args
         self._lock = threading.Lock()
-        #: (receiver key, sender key, reference) in the order of connecting; replaced, never changed, so reading needs no lock.
+        #: (receiver key, sender key, reference) in the order of connecting; replaced, never changed, so reading needs
+        #: no lock.
         self._receivers: tuple[tuple[Any, Any, Callable[[], Receiver | None]], ...] = ()
 
     def __repr__(self) -> str:
@@ -44,7 +46,12 @@ class Signal:
         return bool(self._receivers)
 
     def connect(
-        self, receiver: Receiver | None = None, sender: Any = None, weak: bool = True, dispatch_uid: Any = None, retry: bool = False
+        self,
+        receiver: Receiver | None = None,
+        sender: Any = None,
+        weak: bool = True,
+        dispatch_uid: Any = None,
+        retry: bool = False,
     ) -> Any:
         """Call ``receiver`` at each event; usable as a decorator, with or without arguments.
 
@@ -67,7 +74,9 @@ class Signal:
             self._receivers = live
         return receiver
 
-    def disconnect(self, receiver: Receiver | None = None, sender: Any = None, weak: Any = None, dispatch_uid: Any = None) -> bool:
+    def disconnect(
+        self, receiver: Receiver | None = None, sender: Any = None, weak: Any = None, dispatch_uid: Any = None
+    ) -> bool:
         """Stop calling a receiver; True if it was connected."""
         del weak
         key = dispatch_uid if dispatch_uid is not None else _receiver_key(receiver)

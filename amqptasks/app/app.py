@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from amqptasks.app.registry import TaskRegistry
 from amqptasks.app.sender import Bulk, Sender
-from amqptasks.app.task import Task
+from amqptasks.app.task import Task as TaskType
 from amqptasks.broker.link import Backoff
 from amqptasks.broker.loop import LoopThread
 from amqptasks.broker.parameters import Endpoint, endpoints
@@ -55,7 +55,7 @@ class App:
     """
 
     #: The class that ``@app.task`` makes tasks of.
-    Task: type[Task[..., Any]] = Task
+    Task: type[TaskType[..., Any]] = TaskType
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class App:
         *,
         config_source: Any = None,
         namespace: str | None = None,
-        task_cls: type[Task[..., Any]] | None = None,
+        task_cls: type[TaskType[..., Any]] | None = None,
         set_as_current: bool = True,
         **settings: Any,
     ) -> None:
@@ -103,7 +103,9 @@ class App:
     def __enter__(self) -> App:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # -- configuration
@@ -124,12 +126,16 @@ class App:
                 conf.load_object(self._config_source, namespace=self._namespace)
             conf.load_environment(os.environ)
             # An operator's environment beats what the program's text says, as with Celery.
-            conf.update({key: value for key, value in self._given.items() if f"AMQPTASKS_{key.upper()}" not in os.environ})
+            conf.update(
+                {key: value for key, value in self._given.items() if f"AMQPTASKS_{key.upper()}" not in os.environ}
+            )
             self._conf = conf
         self.on_after_configure.send(self, source=conf)
         return conf
 
-    def config_from_object(self, obj: Any, silent: bool = False, force: bool = False, namespace: str | None = None) -> None:
+    def config_from_object(
+        self, obj: Any, silent: bool = False, force: bool = False, namespace: str | None = None
+    ) -> None:
         """Take settings from a module, its dotted name, or any object with attributes; read at first use.
 
         Args:
@@ -158,10 +164,10 @@ class App:
     # -- tasks
 
     @overload
-    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    def task(self, function: Callable[P, R], /) -> TaskType[P, R]: ...
 
     @overload
-    def task(self, /, **options: Any) -> Callable[[Callable[..., R]], Task[..., R]]: ...
+    def task(self, **options: Any) -> Callable[[Callable[..., R]], TaskType[..., R]]: ...
 
     def task(self, *args: Any, **options: Any) -> Any:
         """Make a function a task; used bare or with options (see `amqptasks.app.task.Task`).
@@ -174,15 +180,15 @@ class App:
         if len(args) > 1 or (args and not callable(args[0])):
             raise TypeError(f"@app.task takes one function, or options by name, got: {args!r:.80}")
 
-        def make(function: Callable[..., Any]) -> Task[..., Any]:
+        def make(function: Callable[..., Any]) -> TaskType[..., Any]:
             return self._make_task(function, **options)
 
         return make(args[0]) if args else make
 
     def _make_task(
         self, function: Callable[..., Any], *, name: str | None = None, bind: bool = False,
-        base: type[Task[..., Any]] | None = None, **attributes: Any,
-    ) -> Task[..., Any]:  # fmt: skip
+        base: type[TaskType[..., Any]] | None = None, **attributes: Any,
+    ) -> TaskType[..., Any]:  # fmt: skip
         name = name or self.gen_task_name(function.__name__, function.__module__)
         known = dict.get(self.tasks, name)
         if known is not None and _same_place(known, function):
@@ -192,7 +198,7 @@ class App:
         self.tasks.register(task)
         return task
 
-    def register_task(self, task: Task[..., Any], **options: Any) -> Task[..., Any]:
+    def register_task(self, task: TaskType[..., Any], **options: Any) -> TaskType[..., Any]:
         """Register an instance of a `Task` subclass; returns it."""
         if not task.name:
             task.name = self.gen_task_name(type(task).__name__, type(task).__module__)
@@ -232,7 +238,13 @@ class App:
     # -- sending
 
     def send_task(
-        self, name: str, args: Any = None, kwargs: Mapping[str, Any] | None = None, *, task_id: str | None = None, **options: Any
+        self,
+        name: str,
+        args: Any = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        task_id: str | None = None,
+        **options: Any,
     ) -> AsyncResult:
         """Send a call by the task's name; it need not be known here. Options as in `Task.apply_async`."""
         if task_id is not None:
@@ -261,7 +273,9 @@ class App:
             ImproperlyConfigured: No task is running here, or it has no id.
         """
         if self.state_reporter is None or not task_id:
-            raise ImproperlyConfigured(f"update_state() of task {task.name!r} was called outside a worker; no task is running here")
+            raise ImproperlyConfigured(
+                f"update_state() of task {task.name!r} was called outside a worker; no task is running here"
+            )
         self.state_reporter(task, task_id, state, meta, **fields)
 
     # -- results
@@ -322,7 +336,9 @@ class App:
         """The limits on what is decoded, from the settings."""
         conf = self.conf
         return Limits(
-            max_bytes=conf.task_message_max_bytes, max_items=conf.task_message_max_items, max_depth=conf.task_message_max_depth
+            max_bytes=conf.task_message_max_bytes,
+            max_items=conf.task_message_max_items,
+            max_depth=conf.task_message_max_depth,
         )
 
     # -- the broker
@@ -376,7 +392,8 @@ class App:
         )
 
     def close(self) -> None:
-        """Close the connections of this process, after what was sent has left. Safe twice; a later call opens new ones."""
+        """Close the connections of this process, after what was sent has left. Safe twice; a later call opens new
+        ones."""
         with self._lock:
             publisher, self._publisher = self._publisher, None
             backend, self._backend = self._backend, None

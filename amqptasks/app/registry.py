@@ -24,7 +24,8 @@ class TaskRegistry(dict[str, Any]):
         known = self.get(task.name)
         if known is not None and known is not task:
             raise AlreadyRegistered(
-                f"two functions claim the task name {task.name!r}: {_where(known)} and {_where(task)}; give one of them name=…"
+                f"two functions claim the task name {task.name!r}: {_where(known)} and "
+                f"{_where(task)}; give one of them name=…"
             )
         self[task.name] = task
         return task
@@ -50,4 +51,6 @@ def unknown_task(name: str, known: Iterable[str]) -> str:
     """Say that no task has this name, with the nearest that there is."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"no task named {str(name)!r:.200} is registered{hint}; import its module, for example by the 'imports' setting"
+    return (
+        f"no task named {str(name)!r:.200} is registered{hint}; import its module, for example by the 'imports' setting"
+    )

@@ -1,6 +1,7 @@
 """Which exchange and routing key a call goes to.
 
-Pure: settings and options in, a `Route` out. The rules are Celery's: a call's own options, then ``task_routes``, then the
+Pure: settings and options in, a `Route` out. The rules are Celery's: a call's own options, then ``task_routes``, then
+the
 task's attributes, then the default queue; a direct queue is reached by name through AMQP's default exchange.
 """
 
@@ -115,13 +116,19 @@ class Routing:
         target = exchange or queue.exchange.name or self._default_exchange
         return Route(target, key or queue.routing_key or self._default_key, (queue,), extra, queue.name, kind)
 
-    def _to_exchange(self, exchange: str, key: str | None, address: Mapping[str, Any], extra: Mapping[str, Any]) -> Route:
+    def _to_exchange(
+        self, exchange: str, key: str | None, address: Mapping[str, Any], extra: Mapping[str, Any]
+    ) -> Route:
         bound = tuple(
-            queue for queue in self.queues.values() if any(each.exchange.name == exchange for each in queue.all_bindings())
+            queue
+            for queue in self.queues.values()
+            if any(each.exchange.name == exchange for each in queue.all_bindings())
         )
         kind = address["exchange_type"]
         if kind is None:
-            kinds = [each.exchange.type for queue in bound for each in queue.all_bindings() if each.exchange.name == exchange]
+            kinds = [
+                each.exchange.type for queue in bound for each in queue.all_bindings() if each.exchange.name == exchange
+            ]
             kind = kinds[0] if kinds else "direct"
         return Route(exchange, key if key is not None else self._default_key, bound, extra, None, kind)
 
@@ -151,7 +158,9 @@ def prepare(routes: Any) -> Iterable[Router]:
         elif callable(each):
             yield each
         else:
-            raise ImproperlyConfigured(f"expected task_routes to hold dicts, pairs, functions or routers, got: {each!r:.80}")
+            raise ImproperlyConfigured(
+                f"expected task_routes to hold dicts, pairs, functions or routers, got: {each!r:.80}"
+            )
 
 
 def _call_old_router(router: Any, name: str, args: Any, kwargs: Any, options: Any, task: Any = None) -> Any:
@@ -169,11 +178,11 @@ def _map_router(pairs: Iterable[Any]) -> Router:
         else:
             exact[pattern] = route
 
-    def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None) -> Any:
+    def by_name(name: str, args: Any, kwargs: Any, options: Any, task: Any = None) -> Any:
         found = exact.get(name)
         if found is not None:
             return found
         return next((value for pattern, value in patterns if pattern.match(name)), None)
 
-    route.is_static = True  # type: ignore[attr-defined]
-    return route
+    by_name.is_static = True  # type: ignore[attr-defined]
+    return by_name

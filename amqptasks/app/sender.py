@@ -53,8 +53,13 @@ KNOWN_OPTIONS = frozenset(
 class SendingApp(Protocol):
     """What the sender needs of the app."""
 
-    conf: Any
-    tasks: Any
+    @property
+    def conf(self) -> Any:
+        """The settings."""
+
+    @property
+    def tasks(self) -> Any:
+        """The registered tasks."""
 
     @property
     def backend(self) -> ResultBackend:
@@ -106,7 +111,9 @@ class Bulk:
         """Take note of a message handed over in this block."""
         self._waiting.append((task_id, name, sending))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._token is None:
             return
         _bulk.reset(self._token)
@@ -115,7 +122,9 @@ class Bulk:
             names = {task_id: name for task_id, name, _sending in self._waiting}
             listed = "; ".join(f"{names[task_id]}[{task_id}]: {each}" for task_id, each in list(failures.items())[:10])
             more = f"; and {len(failures) - 10} more (see .failures)" if len(failures) > 10 else ""
-            raise BulkError(f"{len(failures)} of {len(self._waiting)} tasks were not confirmed: {listed}{more}", failures)
+            raise BulkError(
+                f"{len(failures)} of {len(self._waiting)} tasks were not confirmed: {listed}{more}", failures
+            )
 
 
 _bulk: ContextVar[Bulk | None] = ContextVar("amqptasks_bulk", default=None)
@@ -141,7 +150,9 @@ class Collector:
         self._token = _collector.set(self)
         return self.messages
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         _collector.reset(self._token)
 
 
@@ -192,13 +203,12 @@ class Sender:
     def collecting(self, reply_to: str | None) -> Collector:
         """Make a block whose sends are only made and kept in the list it gives, for a worker's parent to publish.
 
-        Answers go to ``reply_to`` unless a call names its own queue: whoever waits for a task may wait for what follows it.
+        Answers go to ``reply_to`` unless a call names its own queue: whoever waits for a task may wait for what
+        follows it.
         """
         return Collector(reply_to)
 
-    def send(
-        self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any = None
-    ) -> AsyncResult:
+    def send(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any = None) -> AsyncResult:
         """Send one call and return its result handle once the broker holds the message."""
         app = self._app
         args = () if args is None else args
@@ -243,7 +253,13 @@ class Sender:
         collector.messages.append(Collected(message, queues, delayed))
 
     def _publish(
-        self, name: str, task_id: str, message: EncodedMessage, needs: tuple[Need, ...], options: Mapping[str, Any], plan: Plan
+        self,
+        name: str,
+        task_id: str,
+        message: EncodedMessage,
+        needs: tuple[Need, ...],
+        options: Mapping[str, Any],
+        plan: Plan,
     ) -> None:
         policy = plan.policy
         if options and not {"retry", "retry_policy", "timeout"}.isdisjoint(options):
@@ -271,7 +287,14 @@ class Sender:
         return failures
 
     def _build(
-        self, name: str, task_id: str, args: Any, kwargs: Any, options: Mapping[str, Any], plan: Plan, ignore_result: bool
+        self,
+        name: str,
+        task_id: str,
+        args: Any,
+        kwargs: Any,
+        options: Mapping[str, Any],
+        plan: Plan,
+        ignore_result: bool,
     ) -> tuple[Message, str, str, tuple[Need, ...]]:
         headers = dict(plan.headers)
         headers["id"] = task_id
@@ -302,7 +325,11 @@ class Sender:
         collector = _collector.get()
         if collector is not None:
             reply_to = reply_to or collector.reply_to
-        elif plan.wants_answer and reply_to is None and (not ignore_result or self._app.conf.task_store_errors_even_if_ignored):
+        elif (
+            plan.wants_answer
+            and reply_to is None
+            and (not ignore_result or self._app.conf.task_store_errors_even_if_ignored)
+        ):
             reply_to = self._app.backend.reply_to()
             need = getattr(self._app.backend, "need", None)
             if need is not None:
@@ -332,16 +359,15 @@ class Sender:
         except EncodeError as error:
             raise EncodeError(explain_unencodable(args, kwargs, serializer) or str(error)) from error
 
-    def _delayed(
-        self, when: datetime, route: Route, needs: tuple[Need, ...]
-    ) -> tuple[str, str, tuple[Need, ...]]:
+    def _delayed(self, when: datetime, route: Route, needs: tuple[Need, ...]) -> tuple[str, str, tuple[Need, ...]]:
         delay_ms = (when - utcnow()) / timedelta(milliseconds=1)
         if delay_ms <= 0:
             return route.exchange, route.routing_key, needs
         name = route.queue_name
         if name is None:
             raise ImproperlyConfigured(
-                f"a delayed task needs a queue to wait for, and exchange {route.exchange!r} was given without one: pass queue=…"
+                f"a delayed task needs a queue to wait for, and exchange {route.exchange!r} was given "
+                "without one: pass queue=…"
             )
         exchange, routing_key = self.ladder.address(delay_ms, name)
         return exchange, routing_key, needs + self.delay_needs(name)
@@ -454,7 +480,9 @@ def _write_options(
     """Write what a call's options put into its headers; returns the moment it is to run at, if it said one."""
     unknown = options.keys() - KNOWN_OPTIONS
     if unknown:
-        raise TypeError(f"apply_async() got an unexpected option {sorted(unknown)[0]!r}; known: {', '.join(sorted(KNOWN_OPTIONS))}")
+        raise TypeError(
+            f"apply_async() got an unexpected option {sorted(unknown)[0]!r}; known: {', '.join(sorted(KNOWN_OPTIONS))}"
+        )
     hard, soft = options.get("time_limit"), options.get("soft_time_limit")
     if hard is not None and soft is not None and soft > hard:
         raise ValueError(f"soft_time_limit must be at most time_limit, got: {soft} > {hard}")

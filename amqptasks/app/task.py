@@ -109,7 +109,8 @@ class Task(Generic[P, R]):
             queue, exchange, routing_key, priority: Where to, instead of where the routes say.
             link, link_error: Signatures to call with the result, or with the failed id.
             ignore_result, serializer, headers, time_limit, soft_time_limit, shadow: Of this call only.
-            retry, retry_policy, timeout: How long to try to send. ``timeout`` is in seconds, ``broker_publish_timeout`` without.
+            retry, retry_policy, timeout: How long to try to send. ``timeout`` is in seconds,
+            ``broker_publish_timeout`` without.
 
         Raises:
             TypeError: The function cannot be called with these arguments, or an option is unknown.
@@ -162,7 +163,9 @@ class Task(Generic[P, R]):
         """The call this task is running for; an empty one outside."""
         return context.request_of(self) or Context()
 
-    def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None, **fields: Any) -> None:
+    def update_state(
+        self, task_id: str | None = None, state: str | None = None, meta: Any = None, **fields: Any
+    ) -> None:
         """Tell who watches the result how far the task is: a state name of your own, and plain data about it.
 
         Raises:

@@ -175,8 +175,7 @@ class ConfirmChannel:
 
         def declared(error: OperationalError | None) -> None:
             if error is None:
-                self._queue.append(out)
-                self.pump()
+                self.send(out)
             elif isinstance(error, TopologyConflict):
                 self._finish_unwritten(out, error)
             elif self._connection is connection:
@@ -252,7 +251,9 @@ class ConfirmChannel:
         if len(lost) == 1:
             self._refused(lost[0], error, reason)
         elif lost:
-            logger.warning("The broker closed the channel (%s); finding which of %d messages it refused", reason, len(lost))
+            logger.warning(
+                "The broker closed the channel (%s); finding which of %d messages it refused", reason, len(lost)
+            )
             self._suspects.extend(lost)
         if self._connection is connection and connection.is_open:
             self._open_channel()
@@ -287,7 +288,9 @@ class ConfirmChannel:
                 out.returned = f"{method.reply_code} {method.reply_text}"
                 return
         logger.error(
-            "The broker had no queue for a message to exchange %r with routing key %r", method.exchange, method.routing_key
+            "The broker had no queue for a message to exchange %r with routing key %r",
+            method.exchange,
+            method.routing_key,
         )
 
     def _on_confirm(self, frame: Any) -> None:

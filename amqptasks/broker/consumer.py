@@ -204,7 +204,7 @@ class QueueConsumer:
         channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _frame: self._consume(channel))
 
     def _consume(self, channel: Channel) -> None:
-        if channel is not self._channel or not self._wanted:
+        if self._channel is None or channel is not self._channel or not self._wanted:
             return
         epoch = self.epoch
         outstanding = self._outstanding
@@ -214,7 +214,9 @@ class QueueConsumer:
             tag = method.delivery_tag
             outstanding[tag] = None
             on_delivery(
-                Delivery(self, epoch, tag, method.exchange, method.routing_key, bool(method.redelivered), properties, body)
+                Delivery(
+                    self, epoch, tag, method.exchange, method.routing_key, bool(method.redelivered), properties, body
+                )
             )
 
         def consuming(_frame: Any) -> None:
@@ -228,7 +230,9 @@ class QueueConsumer:
         )
 
     def _cancelled(self, _frame: Any) -> None:
-        logger.warning("The broker cancelled consuming from queue %r (deleted or moved); declaring it again", self.queue)
+        logger.warning(
+            "The broker cancelled consuming from queue %r (deleted or moved); declaring it again", self.queue
+        )
         if self._declarer is not None and self._need is not None:
             self._declarer.forget(self._need.key)
         channel = self._channel
@@ -247,7 +251,8 @@ class QueueConsumer:
             return
         if code == 406 and "timeout" in text:
             logger.error(
-                "The broker took back the deliveries of queue %r: a task ran longer than its delivery timeout (%s). Raise "
+                "The broker took back the deliveries of queue %r: a task ran longer than its "
+                "delivery timeout (%s). Raise "
                 "consumer_timeout on the broker, or use early acks for such tasks",
                 self.queue, text,
             )  # fmt: skip

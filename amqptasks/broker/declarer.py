@@ -6,7 +6,6 @@ decided in `topology`; this only carries it out.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,16 +19,16 @@ Done = Callable[["OperationalError | None"], None]
 
 
 class Declarer:
-    """Carries out declarations in order, for one connection. Belongs to the loop's thread; dies with its connection."""
+    """Carries out declarations, one list of steps after another, for one connection. Loop thread only; dies with its connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._channel: Channel | None = None
         self._opening = False
-        self._waiting: deque[tuple[str, Sequence[Step], Done]] = deque()
-        self._step: Step | None = None
         self._done: set[str] = set()
-        self._busy = False
+        # What waits, by key: its steps, and everyone to tell. The first is being carried out while `_step` is set.
+        self._waiting: dict[str, tuple[Sequence[Step], list[Done]]] = {}
+        self._step: Step | None = None
 
     def has(self, key: str) -> bool:
         """Whether these steps were carried out on this connection."""
@@ -44,69 +43,69 @@ class Declarer:
         if key in self._done:
             done(None)
             return
-        self._waiting.append((key, steps, done))
-        self._next()
+        waiting = self._waiting.get(key)
+        if waiting is not None:
+            waiting[1].append(done)
+            return
+        self._waiting[key] = (steps, [done])
+        if self._step is None:
+            self._begin()
 
     def fail(self, reason: str) -> None:
         """Tell everyone who waits that the connection is gone."""
-        waiting, self._waiting = self._waiting, deque()
-        for _key, _steps, done in waiting:
-            done(OperationalError(f"the connection was lost while declaring: {reason}"))
+        waiting, self._waiting = self._waiting, {}
+        self._step = None
+        for _steps, dones in waiting.values():
+            for done in dones:
+                done(OperationalError(f"the connection was lost while declaring: {reason}"))
 
-    def _next(self) -> None:
-        if self._busy or not self._waiting:
-            return
-        key, steps, done = self._waiting[0]
-        if key in self._done:
-            self._waiting.popleft()
-            done(None)
-            self._next()
+    def _begin(self) -> None:
+        if not self._waiting or not self._connection.is_open:
             return
         if self._channel is None or not self._channel.is_open:
             if not self._opening:
                 self._opening = True
                 self._connection.channel(on_open_callback=self._opened)
             return
-        self._busy = True
-        self._carry_out(self._channel, list(steps), 0)
+        key = next(iter(self._waiting))
+        self._carry_out(self._channel, key, self._waiting[key][0], 0)
 
     def _opened(self, channel: Channel) -> None:
         self._opening = False
         self._channel = channel
         channel.add_on_close_callback(self._closed)
-        self._next()
+        self._begin()
 
-    def _carry_out(self, channel: Channel, steps: Sequence[Step], index: int) -> None:
+    def _carry_out(self, channel: Channel, key: str, steps: Sequence[Step], index: int) -> None:
         if index == len(steps):
-            key, _steps, done = self._waiting.popleft()
-            self._busy = False
             self._done.add(key)
-            done(None)
-            self._next()
+            self._finish(key, None)
             return
         self._step = step = steps[index]
+        perform(channel, step, lambda _frame: self._carry_out(channel, key, steps, index + 1))
 
-        def then(_frame: Any) -> None:
-            self._carry_out(channel, steps, index + 1)
+    def _finish(self, key: str, error: OperationalError | None) -> None:
+        self._step = None
+        waiting = self._waiting.pop(key, None)
+        if waiting is not None:
+            for done in waiting[1]:
+                done(error)
+        if self._step is None:
+            self._begin()
 
-        perform(channel, step, then)
-
-    def _closed(self, _channel: Channel, error: Exception) -> None:
+    def _closed(self, channel: Channel, error: Exception) -> None:
+        if channel is not self._channel:
+            return
         self._channel = None
         self._opening = False
-        if not self._busy or not self._waiting:
+        step = self._step
+        if step is None or not self._connection.is_open:
+            # Nothing was under way, or the whole connection goes: `fail` tells those who wait.
             return
-        self._busy = False
-        _key, _steps, done = self._waiting.popleft()
         text = getattr(error, "reply_text", "") or str(error)
         code = getattr(error, "reply_code", 0)
-        if code == 406 and self._step is not None:
-            done(conflict(text, self._step))
-        else:
-            method = self._step.method if self._step is not None else "declare"
-            done(OperationalError(f"the broker refused {method}: {code} {text}"))
-        if self._connection.is_open:
-            self._next()
+        refusal = conflict(text, step) if code == 406 else OperationalError(f"the broker refused {step.method}: {code} {text}")
+        self._finish(next(iter(self._waiting)), refusal)
 
 
 def perform(channel: Channel, step: Step, then: Callable[[Any], None]) -> None:

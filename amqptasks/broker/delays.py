@@ -1,10 +1,13 @@
 """The delay ladder: messages wait in RabbitMQ, in TTL queues that dead-letter towards the queue they belong to.
 
-Six levels of fifteen queues. The remaining time, in units of 50 ms, is written as six hexadecimal digits into the routing
-key; a message enters at its highest non-zero digit and falls level by level, waiting ``digit * 16**level`` units on each,
+Six levels of fifteen queues. The remaining time, in units of 50 ms, is written as six hexadecimal digits into the
+routing
+key; a message enters at its highest non-zero digit and falls level by level, waiting ``digit * 16**level`` units on
+each,
 until the exchange ``due`` routes it by queue name. Pure: this says what to declare and where to publish.
 
-Quorum queues with at-least-once dead-lettering are the only combination that lost nothing under kill -9 and clean restarts.
+Quorum queues with at-least-once dead-lettering are the only combination that lost nothing under kill -9 and clean
+restarts.
 The alternate exchange of ``due`` matters: 32 undeliverable messages of one queue would otherwise block every other.
 """
 
@@ -19,7 +22,8 @@ from amqptasks.exceptions import ImproperlyConfigured
 LEVELS = 6
 UNIT_MS = 50
 MAX_UNITS = 16**LEVELS - 1
-#: The longest time one pass through the ladder can hold a message: 9.7 days. Later ones re-enter when they reach a worker.
+#: The longest time one pass through the ladder can hold a message: 9.7 days. Later ones re-enter when they reach a
+#: worker.
 MAX_DELAY_MS = MAX_UNITS * UNIT_MS
 #: A message this close to its time is due: less than a trip through the ladder is worth.
 DUE_WITHIN_MS = 250
@@ -31,7 +35,8 @@ MAX_QUEUE_NAME_BYTES = 243
 class Ladder:
     """The names and the shape of one ladder. ``prefix`` keeps applications with different rights apart.
 
-    ``queue_type`` may be ``classic``: cheaper by a factor of three and without the promise, for classic work queues only.
+    ``queue_type`` may be ``classic``: cheaper by a factor of three and without the promise, for classic work queues
+    only.
     """
 
     prefix: str = "amqptasks"
@@ -65,7 +70,11 @@ class Ladder:
         steps: list[Step] = [
             DeclareExchange(self.unroutable, "fanout", durable=True, auto_delete=False, arguments={}),
             DeclareQueue(
-                self.unroutable, durable=True, exclusive=False, auto_delete=False, arguments={"x-queue-type": self.queue_type}
+                self.unroutable,
+                durable=True,
+                exclusive=False,
+                auto_delete=False,
+                arguments={"x-queue-type": self.queue_type},
             ),
             BindQueue(self.unroutable, self.unroutable, "", {}),
             DeclareExchange(
@@ -100,10 +109,13 @@ class Ladder:
         """The binding that lets messages of one queue leave. Exactly six stars: '#' would match foreign queues too."""
         if not queue or len(queue.encode()) > MAX_QUEUE_NAME_BYTES:
             raise ImproperlyConfigured(
-                f"expected the name of a queue with delayed tasks to have 1 to {MAX_QUEUE_NAME_BYTES} bytes, got: {queue!r}"
+                f"expected the name of a queue with delayed tasks to have 1 to {MAX_QUEUE_NAME_BYTES} "
+                f"bytes, got: {queue!r}"
             )
         if any(word in ("*", "#") for word in queue.split(".")):
-            raise ImproperlyConfigured(f"a queue with delayed tasks cannot have '*' or '#' as a word of its name, got: {queue!r}")
+            raise ImproperlyConfigured(
+                f"a queue with delayed tasks cannot have '*' or '#' as a word of its name, got: {queue!r}"
+            )
         return BindQueue(queue, self.due, "*." * LEVELS + queue, {})
 
     def address(self, delay_ms: float, queue: str) -> tuple[str, str]:

@@ -36,7 +36,9 @@ def publish_frames(channel: int, message: EncodedMessage, frame_max: int, *, man
     """
     body, properties = message.body, message.properties
     if len(properties) + 12 + _FRAME_OVERHEAD > frame_max:
-        raise EncodeError(f"expected headers of at most {frame_max} bytes, got {len(properties)}: put large data into the arguments")
+        raise EncodeError(
+            f"expected headers of at most {frame_max} bytes, got {len(properties)}: put large data into the arguments"
+        )
     method = b"".join(
         (
             _PUBLISH_HEAD(_BASIC, _PUBLISH, 0),

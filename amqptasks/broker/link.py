@@ -1,7 +1,8 @@
 """One AMQP connection that comes back: connects, notices its end, reconnects with jitter for as long as it is wanted.
 
 The users of a link open their channels in `on_up` and forget them in `on_down`; between the two nothing else tells them
-that a connection is gone. Nothing here waits on an old connection: its socket is dropped first, for a dead peer never answers.
+that a connection is gone. Nothing here waits on an old connection: its socket is dropped first, for a dead peer never
+answers.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Link:
 
     Args:
         on_up: Called with the open connection, each time there is a new one.
-        on_down: Called with the reason when the open connection has ended.
+        on_down: Called with the reason when the open connection has ended without `stop`.
         on_attempt_failed: Called with the endpoint's label, the error and the wait in seconds after a failed attempt.
     """
 
@@ -223,8 +224,9 @@ class Link:
         self.connection = None
         self.blocked = None
         self.last_error = describe(error)
-        self._again(self._backoff.delay_s(0))
-        self._on_down(self.last_error)
+        if self._wanted:
+            self._again(self._backoff.delay_s(0))
+            self._on_down(self.last_error)
 
     def _again(self, wait_s: float) -> None:
         if self._wanted:

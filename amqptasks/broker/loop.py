@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 Callback = Callable[[], None]
 
 
-class Loop(IOLoop):
+class Loop(IOLoop):  # type: ignore[misc, unused-ignore]  # pika ships no types that mypy reads
     """pika's I/O loop, plus `at_turn_end`. All methods but `call_threadsafe` belong to the loop's own thread."""
 
     def __init__(self) -> None:
@@ -31,7 +31,8 @@ class Loop(IOLoop):
         self.activate_poller()
 
     def run(self) -> None:
-        """Handle events until `stop`. A fault in one callback is logged and does not end the process's way to the broker."""
+        """Handle events until `stop`. A fault in one callback is logged and does not end the process's way to the
+        broker."""
         while not self._is_stopping:
             try:
                 self.poll()
@@ -67,7 +68,8 @@ class Loop(IOLoop):
     def _get_remaining_interval(self) -> float | None:
         if self._ending:
             return 0
-        return super()._get_remaining_interval()
+        interval: float | None = super()._get_remaining_interval()
+        return interval
 
 
 _threads: weakref.WeakSet[LoopThread] = weakref.WeakSet()
@@ -115,7 +117,8 @@ class LoopThread:
         self.loop().call_threadsafe(callback)
 
     def run(self, function: Callable[[], None], timeout_s: float) -> bool:
-        """Call from the loop's thread and wait until it has returned; False when that took longer than ``timeout_s``."""
+        """Call from the loop's thread and wait until it has returned; False when that took longer than
+        ``timeout_s``."""
         done = threading.Event()
 
         def call() -> None:

@@ -1,6 +1,7 @@
 """Publishing from any thread: one connection per process, a deadline for every call, and the truth about its outcome.
 
-`Publisher.publish` returns when the broker has confirmed the message, or raises one of two kinds of error: `NotSent`, it
+`Publisher.publish` returns when the broker has confirmed the message, or raises one of two kinds of error: `NotSent`,
+it
 is surely not stored, or `MaybeSent`, it may be. There is no third end and no call without a deadline.
 """
 
@@ -36,7 +37,8 @@ class PublishPolicy:
 
     Args:
         max_retries: Tries after the first; None for as many as the time allows.
-        interval_start_s: The wait before the first retry; each further one grows by ``interval_step_s`` up to ``interval_max_s``.
+        interval_start_s: The wait before the first retry; each further one grows by ``interval_step_s`` up to
+        ``interval_max_s``.
     """
 
     timeout_s: float = 10.0
@@ -52,7 +54,9 @@ class Sending:
 
     __slots__ = ("_lock", "error", "out", "policy")
 
-    def __init__(self, message: EncodedMessage, needs: tuple[Need, ...], policy: PublishPolicy, done: Callable[[], None]) -> None:
+    def __init__(
+        self, message: EncodedMessage, needs: tuple[Need, ...], policy: PublishPolicy, done: Callable[[], None]
+    ) -> None:
         self.error: OperationalError | EncodeError | None = None
         self.policy = policy
         lock = self._lock = threading.Lock()
@@ -80,7 +84,8 @@ _publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
 
 
 class Publisher:
-    """Sends messages over the process's one publishing connection. Every method is safe from any thread, and after a fork.
+    """Sends messages over the process's one publishing connection. Every method is safe from any thread, and after a
+    fork.
 
     Args:
         thread: The loop's thread, shared with other users of this process.
@@ -154,7 +159,8 @@ class Publisher:
             places.get(timeout=policy.timeout_s)
         except queue.Empty:
             raise NotSent(
-                f"{self._buffer} messages are waiting for the broker already (broker_publish_buffer), none was confirmed "
+                f"{self._buffer} messages are waiting for the broker already (broker_publish_buffer), "
+                "none was confirmed "
                 f"within {policy.timeout_s:g} s: {self._trouble()}"
             ) from None
         sending = Sending(message, needs, policy, lambda: places.put(None))
@@ -162,7 +168,8 @@ class Publisher:
         return sending
 
     def finish(self, sending: Sending, deadline: float) -> None:
-        """Wait until a submitted message is confirmed, trying again as its policy says. ``deadline`` is monotonic seconds.
+        """Wait until a submitted message is confirmed, trying again as its policy says. ``deadline`` is monotonic
+        seconds.
 
         Raises:
             NotSent, MaybeSent, TopologyConflict, EncodeError: As `publish`.
@@ -184,7 +191,9 @@ class Publisher:
             raise type(error)(f"{self._name(sending)}: {error}")
         raise error
 
-    def _try_again(self, sending: Sending, first: Interrupted, deadline: float) -> OperationalError | EncodeError | None:
+    def _try_again(
+        self, sending: Sending, first: Interrupted, deadline: float
+    ) -> OperationalError | EncodeError | None:
         # tenacity costs 20 µs a call, so only a send in trouble pays for it.
         from tenacity import RetryError, Retrying, retry_if_result, stop_after_attempt, stop_never, wait_incrementing
 
@@ -236,10 +245,13 @@ class Publisher:
         self._places.put(None)
         link = self._link
         if sending.out.was_written:
-            sending.error = MaybeSent(f"{self._name(sending)} may have been sent, and was not confirmed {seconds}: {self._trouble()}")
+            sending.error = MaybeSent(
+                f"{self._name(sending)} may have been sent, and was not confirmed {seconds}: {self._trouble()}"
+            )
         elif link is not None and link.is_up and link.blocked:
             sending.error = NotSent(
-                f"{self._name(sending)}: the broker {link.label} accepts no messages ({link.blocked}) and did not recover {seconds}"
+                f"{self._name(sending)}: the broker {link.label} accepts no messages ({link.blocked}) "
+                f"and did not recover {seconds}"
             )
         else:
             sending.error = BrokerUnavailable(f"{self._name(sending)}: no broker answered {seconds}: {self._trouble()}")
@@ -295,10 +307,11 @@ class Publisher:
 
     def _on_down(self, reason: str) -> None:
         logger.warning("Lost the connection for sending: %s", reason)
-        if self._declarer is not None:
-            self._declarer.fail(reason)
+        # The channel first: what waits for a declaration then stays queued for the next connection.
         if self._channel is not None:
             self._channel.down(reason)
+        if self._declarer is not None:
+            self._declarer.fail(reason)
 
     def _on_attempt_failed(self, label: str, error: str, wait_s: float) -> None:
         logger.info("Cannot reach %s for sending: %s; trying again in %.1f s", label, error, wait_s)
@@ -336,5 +349,3 @@ def _close_all() -> None:
 
 
 atexit.register(_close_all)
-
-

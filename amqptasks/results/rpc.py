@@ -1,6 +1,7 @@
 """Results as answers: each program has one reply queue, workers send every result to the queue of who asked.
 
-The queue is durable, classic and not exclusive, so that it outlives a lost connection; the broker deletes it once nobody
+The queue is durable, classic and not exclusive, so that it outlives a lost connection; the broker deletes it once
+nobody
 has used it for longer than results are kept. A background thread takes answers in and wakes who waits for them. An
 answer can be read as often as wanted, by any thread, but only in the process that sent the task.
 """
@@ -22,7 +23,7 @@ from amqptasks.broker.link import Backoff, Connection, Link
 from amqptasks.broker.loop import LoopThread
 from amqptasks.broker.parameters import Endpoint
 from amqptasks.broker.topology import DeclareQueue, Step
-from amqptasks.exceptions import ContentError, ResultUnreachable
+from amqptasks.exceptions import BackendError, ContentError, ResultUnreachable
 from amqptasks.results.backend import OnRecord, ResultBackend, timed_out
 from amqptasks.results.record import ResultRecord, supersedes
 from amqptasks.wire.message import PERSISTENT, TRANSIENT, Message
@@ -85,13 +86,18 @@ class _Waiter:
 
 
 class RpcBackend(ResultBackend):
-    """The ``rpc://`` backend. Safe from any thread; a forked child begins with a reply queue of its own and no results."""
+    """The ``rpc://`` backend. Safe from any thread; a forked child begins with a reply queue of its own and no
+    results."""
 
     persistent = False
     in_message = True
 
     def __init__(
-        self, thread: LoopThread, endpoints: Callable[[], Sequence[Endpoint]], options: RpcOptions, backoff: Backoff | None = None
+        self,
+        thread: LoopThread,
+        endpoints: Callable[[], Sequence[Endpoint]],
+        options: RpcOptions,
+        backoff: Backoff | None = None,
     ) -> None:
         self.options = options
         self._thread = thread
@@ -185,9 +191,12 @@ class RpcBackend(ResultBackend):
         self._listen()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         seen: ResultRecord | None = None
+        slots = self._slots
         try:
             while True:
                 record = slot.record
+                if self._slots is not slots:
+                    raise BackendError("the result backend was closed while a result was waited for")
                 if record is not None and record is not seen:
                     seen = record
                     if on_record is not None:
@@ -202,6 +211,7 @@ class RpcBackend(ResultBackend):
         self, task_ids: Collection[str], timeout_s: float | None, on_record: OnRecord | None = None
     ) -> list[ResultRecord]:
         """Wait until one of several answers is final; return all that are."""
+        table = self._slots
         slots = [self._slot(task_id) for task_id in task_ids]
         self._listen()
         waiter = _Waiter(every=on_record is not None)
@@ -210,6 +220,8 @@ class RpcBackend(ResultBackend):
             self._add_waiter(slot, waiter)
         try:
             while True:
+                if self._slots is not table:
+                    raise BackendError("the result backend was closed while results were waited for")
                 ready = [slot.record for slot in slots if slot.record is not None and slot.record.is_final]
                 if ready:
                     for record in ready:
@@ -244,8 +256,10 @@ class RpcBackend(ResultBackend):
         slot = self._slots.get(task_id)
         if slot is None:
             raise ResultUnreachable(
-                f"the result of task {task_id} cannot reach this process: rpc:// answers only the process that sent the "
-                f"task, before forget(), and for its last {self.options.cache_max} tasks (result_cache_max). Use a result "
+                f"the result of task {task_id} cannot reach this process: rpc:// answers only the "
+                "process that sent the "
+                f"task, before forget(), and for its last {self.options.cache_max} tasks "
+                "(result_cache_max). Use a result "
                 "store such as redis:// or db+sqlite:// to read results from anywhere"
             )
         return slot
@@ -280,7 +294,8 @@ class RpcBackend(ResultBackend):
                 return
             loop = self._thread.loop()
             self._link = Link(
-                loop, self._endpoints(), on_up=self._on_up, on_down=self._on_down, on_attempt_failed=self._on_attempt_failed,
+                loop, self._endpoints(), on_up=self._on_up, on_down=self._on_down,
+                on_attempt_failed=self._on_attempt_failed,
                 backoff=self._backoff,
             )  # fmt: skip
             self._consumer = QueueConsumer(
@@ -296,10 +311,10 @@ class RpcBackend(ResultBackend):
 
     def _on_down(self, reason: str) -> None:
         logger.warning("Lost the connection for results: %s", reason)
-        if self._declarer is not None:
-            self._declarer.fail(reason)
         if self._consumer is not None:
             self._consumer.down(reason)
+        if self._declarer is not None:
+            self._declarer.fail(reason)
 
     def _on_attempt_failed(self, label: str, error: str, wait_s: float) -> None:
         logger.info("Cannot reach %s for results: %s; trying again in %.1f s", label, error, wait_s)
@@ -310,19 +325,26 @@ class RpcBackend(ResultBackend):
         try:
             record = ResultRecord.from_plain(
                 loads(
-                    delivery.body, properties.content_type, properties.content_encoding, self.options.accept, self.options.limits
+                    delivery.body,
+                    properties.content_type,
+                    properties.content_encoding,
+                    self.options.accept,
+                    self.options.limits,
                 )
             )
         except ContentError as error:
             # The task cannot be known for sure; its caller runs into its timeout, and the log says why.
-            logger.error("Threw away an answer that cannot be read (for task %.64r): %s", properties.correlation_id, error)
+            logger.error(
+                "Threw away an answer that cannot be read (for task %.64r): %s", properties.correlation_id, error
+            )
             return
         self._take(record)
 
     def _take(self, record: ResultRecord) -> None:
+        # The queue is this process's own: an answer nobody expected belongs to a task that one of ours has started.
+        self.expect(record.task_id)
         slot = self._slots.get(record.task_id)
         if slot is None:
-            logger.debug("Nobody waits for the result of task %.64r", record.task_id)
             return
         if not supersedes(record, slot.record):
             return

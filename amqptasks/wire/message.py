@@ -1,7 +1,8 @@
 """A message as plain data, and its AMQP 0-9-1 encoding.
 
 The encoder is ours because every task passes through it: it writes the content header's property list in one go, from
-values of known types, in about a fifth of the time of pika's general one. Reading stays pika's. No connection is known here.
+values of known types, in about a fifth of the time of pika's general one. Reading stays pika's. No connection is known
+here.
 """
 
 from __future__ import annotations
@@ -175,4 +176,6 @@ def _value(value: Any) -> bytes:
         return b"T" + _U64(int(moment.timestamp()))
     if isinstance(value, Decimal):
         return _long(str(value))
-    raise EncodeError(f"expected a header value that AMQP can carry (text, number, bool, list, mapping), got: {value!r:.80}")
+    raise EncodeError(
+        f"expected a header value that AMQP can carry (text, number, bool, list, mapping), got: {value!r:.80}"
+    )

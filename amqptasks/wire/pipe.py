@@ -10,7 +10,8 @@ from typing import Any
 
 import msgpack
 
-#: A frame holds a message's body and its headers; bodies are bounded by ``task_message_max_bytes`` before they come here.
+#: A frame holds a message's body and its headers; bodies are bounded by ``task_message_max_bytes`` before they come
+#: here.
 MAX_FRAME_BYTES = 1 << 30
 
 _pack = msgpack.Packer(default=str, use_bin_type=True, unicode_errors="surrogatepass", autoreset=True).pack
@@ -27,7 +28,11 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._unpacker = msgpack.Unpacker(
-            raw=False, use_list=True, max_buffer_size=MAX_FRAME_BYTES, unicode_errors="surrogatepass", strict_map_key=False
+            raw=False,
+            use_list=True,
+            max_buffer_size=MAX_FRAME_BYTES,
+            unicode_errors="surrogatepass",
+            strict_map_key=False,
         )
 
     def feed(self, data: bytes) -> Iterator[Any]:

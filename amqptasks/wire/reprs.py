@@ -61,10 +61,14 @@ def _bounded(value: Any, length: int) -> str:
 
 
 def printable(text: Any, length: int = 200) -> str:
-    """Return text from the wire so that a log line or a terminal cannot be tricked by it: one line, no control characters."""
+    """Return text from the wire so that a log line or a terminal cannot be tricked by it: one line, no control
+    characters."""
     shown = str(text)[: length + 1]
     if len(shown) > length:
         shown = shown[: length - 1] + "…"
     if shown.isprintable():
         return shown
-    return "".join(each if each.isprintable() else each.encode("unicode_escape", "backslashreplace").decode("ascii") for each in shown)
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for each in shown
+    )

@@ -1,7 +1,9 @@
 """Reading a task message that may come from anyone: Celery's protocol 2, tolerantly, and protocol 1.
 
-The parent looks at properties and headers only (`read_head`); the child decodes the body (`read_body`). Every header that
-is used is checked for its type before anything acts on it. What does not fit raises `InvalidTaskError` or a `DecodeError`,
+The parent looks at properties and headers only (`read_head`); the child decodes the body (`read_body`). Every header
+that
+is used is checked for its type before anything acts on it. What does not fit raises `InvalidTaskError` or a
+`DecodeError`,
 never anything else.
 """
 
@@ -114,8 +116,7 @@ def read_head(
     """
     if not isinstance(headers, Mapping) or "task" not in headers:
         return _read_version_1(content_type, content_encoding, body, accept, limits)
-    task_id, name = headers.get("id"), headers["task"]
-    _check_identity(task_id, name)
+    task_id, name = _identity(headers.get("id"), headers["task"])
     for key, (check, expected) in _CHECKS.items():
         value = headers.get(key)
         if value is not None and not check(value):
@@ -123,21 +124,29 @@ def read_head(
     return TaskHead(task_id, name, headers)
 
 
-def _check_identity(task_id: Any, name: Any) -> None:
+def _identity(task_id: Any, name: Any) -> tuple[str, str]:
     if type(task_id) is not str or not 0 < len(task_id) <= MAX_ID_CHARACTERS:
         raise InvalidTaskError(
-            f"expected the task's id to be a text of 1 to {MAX_ID_CHARACTERS} characters, got: {printable(ascii(task_id), 80)}"
+            f"expected the task's id to be a text of 1 to {MAX_ID_CHARACTERS} characters, got: "
+            f"{printable(ascii(task_id), 80)}"
         )
     if type(name) is not str or not 0 < len(name) <= MAX_NAME_CHARACTERS:
         raise InvalidTaskError(
-            f"expected the task's name to be a text of 1 to {MAX_NAME_CHARACTERS} characters, got: {printable(ascii(name), 80)}"
+            f"expected the task's name to be a text of 1 to {MAX_NAME_CHARACTERS} characters, got: "
+            f"{printable(ascii(name), 80)}"
         )
     if not task_id.isprintable() or not name.isprintable():
         raise InvalidTaskError("expected the task's id and name to be printable text")
+    return task_id, name
 
 
 def _decode(
-    headers: Mapping[str, Any], content_type: Any, content_encoding: Any, body: bytes, accept: frozenset[str], limits: Limits
+    headers: Mapping[str, Any],
+    content_type: Any,
+    content_encoding: Any,
+    body: bytes,
+    accept: frozenset[str],
+    limits: Limits,
 ) -> Any:
     compression = headers.get("compression")
     if compression:
@@ -146,7 +155,12 @@ def _decode(
 
 
 def read_body(
-    headers: Mapping[str, Any], content_type: Any, content_encoding: Any, body: bytes, accept: frozenset[str], limits: Limits
+    headers: Mapping[str, Any],
+    content_type: Any,
+    content_encoding: Any,
+    body: bytes,
+    accept: frozenset[str],
+    limits: Limits,
 ) -> TaskBody:
     """Decode the body of a protocol 2 message.
 
@@ -160,7 +174,11 @@ def read_body(
         # Protocol 2 headers with a protocol 1 body: Celery reads it too.
         return _body_of_mapping(value)
     if not isinstance(value, (list, tuple)) or len(value) != 3:
-        shape = f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple, dict)) else type(value).__name__
+        shape = (
+            f"{type(value).__name__} of {len(value)}"
+            if isinstance(value, (list, tuple, dict))
+            else type(value).__name__
+        )
         raise InvalidTaskError(f"expected the body to be [args, kwargs, embed], got: a {shape}")
     args, kwargs, embed = value
     embed = {} if embed is None else embed
@@ -178,12 +196,19 @@ def _checked_body(args: Any, kwargs: Any, embed: Mapping[str, Any]) -> TaskBody:
         raise InvalidTaskError(f"expected the keyword arguments to be a map, got: {type(kwargs).__name__}")
     for key in kwargs:
         if not isinstance(key, str):
-            raise InvalidTaskError(f"expected the names of keyword arguments to be text, got: {printable(ascii(key), 80)}")
+            raise InvalidTaskError(
+                f"expected the names of keyword arguments to be text, got: {printable(ascii(key), 80)}"
+            )
     chord = embed.get("chord")
     if chord is not None and not isinstance(chord, Mapping):
         raise InvalidTaskError(f"expected the chord to be a map, got: {type(chord).__name__}")
     return TaskBody(
-        list(args), kwargs, _signatures(embed, "callbacks"), _signatures(embed, "errbacks"), _signatures(embed, "chain"), chord
+        list(args),
+        kwargs,
+        _signatures(embed, "callbacks"),
+        _signatures(embed, "errbacks"),
+        _signatures(embed, "chain"),
+        chord,
     )
 
 
@@ -202,12 +227,13 @@ def _body_of_mapping(value: Mapping[str, Any]) -> TaskBody:
     return _checked_body(value.get("args"), value.get("kwargs"), value)
 
 
-def _read_version_1(content_type: Any, content_encoding: Any, body: bytes, accept: frozenset[str], limits: Limits) -> TaskHead:
+def _read_version_1(
+    content_type: Any, content_encoding: Any, body: bytes, accept: frozenset[str], limits: Limits
+) -> TaskHead:
     value = _decode({}, content_type, content_encoding, body, accept, limits)
     if not isinstance(value, Mapping) or "task" not in value:
         raise InvalidTaskError("the message is no task: it has neither a 'task' header nor a body that names one")
-    task_id, name = value.get("id"), value["task"]
-    _check_identity(task_id, name)
+    task_id, name = _identity(value.get("id"), value["task"])
     headers: dict[str, Any] = {"id": task_id, "task": name}
     for key, source in (("eta", "eta"), ("expires", "expires"), ("retries", "retries"), ("timelimit", "timelimit"),
                         ("group", "taskset"), ("group_index", "group_index")):  # fmt: skip

@@ -10,7 +10,14 @@ from amqptasks.entities import Queue
 
 
 def banner(
-    *, hostname: str, app: str, brokers: str, results: str, concurrency: str, queues: Iterable[Queue], tasks: Iterable[str] | None
+    *,
+    hostname: str,
+    app: str,
+    brokers: str,
+    results: str,
+    concurrency: str,
+    queues: Iterable[Queue],
+    tasks: Iterable[str] | None,
 ) -> str:
     """Return the text. ``tasks`` None leaves the list of tasks out."""
     lines = [
@@ -27,7 +34,11 @@ def banner(
         "[queues]",
     ]
     for queue in queues:
-        kind = f" exchange={queue.exchange.name}({queue.exchange.type}) key={queue.routing_key}" if queue.exchange.name else ""
+        kind = (
+            f" exchange={queue.exchange.name}({queue.exchange.type}) key={queue.routing_key}"
+            if queue.exchange.name
+            else ""
+        )
         lines.append(f".> {queue.name:<16}{kind}")
     if tasks is not None:
         lines += ["", "[tasks]", *(f"  . {name}" for name in sorted(tasks))]

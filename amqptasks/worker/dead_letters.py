@@ -1,4 +1,5 @@
-"""Copies of messages that cannot be run, for ``<queue>.dead``: the body as it was, and why, when and where it came to this.
+"""Copies of messages that cannot be run, for ``<queue>.dead``: the body as it was, and why, when and where it came to
+this.
 
 Pure: what to publish. The worker confirms it before it acks the original.
 """
@@ -57,7 +58,9 @@ def copy_of(delivery: Delivery, headers: Mapping[str, Any]) -> Message:
     )
 
 
-def dead_letter(delivery: Delivery, queue: str, dead_queue: str, reason: str, detail: str, hostname: str) -> EncodedMessage:
+def dead_letter(
+    delivery: Delivery, queue: str, dead_queue: str, reason: str, detail: str, hostname: str
+) -> EncodedMessage:
     """Make the copy of a delivery for the queue of dead letters."""
     added = {
         PREFIX + "reason": reason,
@@ -71,7 +74,9 @@ def dead_letter(delivery: Delivery, queue: str, dead_queue: str, reason: str, de
     message = encode(copy_of(delivery, {**clean_headers(delivery.properties.headers), **added}), "", dead_queue)
     if len(message.properties) > _MAX_HEADER_BYTES:
         # The original headers filled their frame; with ours they would close the connection. Keep the small ones.
-        kept = {key: value for key, value in clean_headers(delivery.properties.headers).items() if len(repr(value)) < 256}
+        kept = {
+            key: value for key, value in clean_headers(delivery.properties.headers).items() if len(repr(value)) < 256
+        }
         small = dict(list(kept.items())[:50])
         message = encode(copy_of(delivery, {**small, **added, PREFIX + "headers-cut": True}), "", dead_queue)
     return message

@@ -1,6 +1,7 @@
 """The life of a delivery in the worker: examined, handed out, run, settled. Or lost, and then put right.
 
-Every method runs on the loop. A delivery leaves here in exactly one way: acked, given back, or stale because its channel
+Every method runs on the loop. A delivery leaves here in exactly one way: acked, given back, or stale because its
+channel
 has gone.
 """
 
@@ -105,7 +106,9 @@ class Deliveries:
     def _tell_unreadable(self, request: Request, error: Exception) -> None:
         if isinstance(error, NotRegistered):
             if signals.task_unknown:
-                signals.task_unknown.send(self, message=request.delivery, exc=error, name=request.task_name, id=request.id)
+                signals.task_unknown.send(
+                    self, message=request.delivery, exc=error, name=request.task_name, id=request.id
+                )
         elif signals.task_rejected:
             signals.task_rejected.send(self, message=request.delivery, exc=error)
 
@@ -143,7 +146,12 @@ class Deliveries:
         elif outcome.kind == REJECTED:
             self._rejected(request, outcome)
         elif outcome.kind == FAILED and request.is_late and not self._acks_on_failure(request):
-            self._bury(request, dead_letters.REJECTED, InvalidTaskError("the task failed (acks_on_failure)"), outcome.follow_ups)
+            self._bury(
+                request,
+                dead_letters.REJECTED,
+                InvalidTaskError("the task failed (acks_on_failure)"),
+                outcome.follow_ups,
+            )
         else:
             self._settlement.settle(request, outcome.follow_ups, lambda: self._end(request))
 
@@ -210,7 +218,9 @@ class Deliveries:
             detail = InvalidTaskError(f"ended {crashes} worker processes, the last by {how}")
             self._bury(request, dead_letters.TOO_MANY_CRASHES, detail, self._failure(request, error))
             return
-        logger.error("Task %s[%s] was lost (%s), crash %d; it will be run again", request.task_name, request.id, how, crashes)
+        logger.error(
+            "Task %s[%s] was lost (%s), crash %d; it will be run again", request.task_name, request.id, how, crashes
+        )
         queue = request.delivery.consumer.queue
         headers = {**request.headers, dead_letters.CRASHES_HEADER: crashes}
         message = encode(dead_letters.copy_of(request.delivery, headers), "", queue)

@@ -1,6 +1,7 @@
 """Which task goes to which slot, and when.
 
-Fair: a task goes to an idle slot. Only while tasks are measured to be short does a busy slot get some ahead, to hide the
+Fair: a task goes to an idle slot. Only while tasks are measured to be short does a busy slot get some ahead, to hide
+the
 trip to it and back; what was sent ahead and has not begun is taken back when its slot turns out to be busy for long.
 """
 

@@ -36,7 +36,8 @@ Emit = Callable[[bytes], None]
 
 
 class Executor:
-    """Runs tasks of one app. Shared by the slots of a process; what belongs to one run is kept in locals and thread-locals."""
+    """Runs tasks of one app. Shared by the slots of a process; what belongs to one run is kept in locals and
+    thread-locals."""
 
     def __init__(self, app: App, hostname: str) -> None:
         self.app = app
@@ -62,7 +63,8 @@ class Executor:
         request = make_request(headers, parsed)
         request.__dict__.update(
             id=task_id, task=name, reply_to=reply_to, correlation_id=correlation_id, hostname=self.hostname,
-            delivery_info={"exchange": exchange, "routing_key": routing_key, "priority": priority, "redelivered": redelivered},
+            delivery_info={"exchange": exchange, "routing_key": routing_key, "priority": priority, "redelivered":
+            redelivered},
             properties={
                 "correlation_id": correlation_id, "reply_to": reply_to, "delivery_mode": delivery_mode,
                 "priority": priority, "content_type": content_type, "content_encoding": content_encoding,
@@ -91,7 +93,7 @@ class Executor:
             if signals.task_prerun:
                 signals.task_prerun.send(task, task_id=request.id, task=task, args=args, kwargs=kwargs)
             if self._track_started if task.track_started is None else task.track_started:
-                self.report_state(task, request.id, STARTED, {"pid": os.getpid(), "hostname": self.hostname})
+                self.report_state(task, request.id or "", STARTED, {"pid": os.getpid(), "hostname": self.hostname})
             started = time.perf_counter()
             try:
                 with denied_join_result():
@@ -127,7 +129,7 @@ class Executor:
             signals.task_success.send(task, result=value, runtime=runtime_s)
         if logger.isEnabledFor(logging.INFO):
             logger.info(
-                "Task %s[%s] succeeded in %ss: %s", request.shadow or request.task, request.id, runtime_s,
+                "Task %s[%s] succeeded in %.6fs: %s", request.shadow or request.task, request.id, runtime_s,
                 short_repr(value, task.resultrepr_maxsize),
             )  # fmt: skip
         return Outcome(SUCCEEDED, runtime_s, follow_ups), SUCCESS
@@ -150,7 +152,9 @@ class Executor:
 
     def _rejected(self, request: Context, reject: Reject, runtime_s: float) -> Outcome:
         logger.info("Task %s[%s] rejected: %s", request.task, request.id, short_repr(reject.reason))
-        return Outcome(REJECTED, runtime_s, reason=f"rejected by the task: {reject.reason}", requeue=bool(reject.requeue))
+        return Outcome(
+            REJECTED, runtime_s, reason=f"rejected by the task: {reject.reason}", requeue=bool(reject.requeue)
+        )
 
     def _unreadable(
         self, name: str, task_id: str, headers: Any, reply_to: str | None, correlation_id: str | None, error: Exception

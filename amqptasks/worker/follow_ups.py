@@ -1,4 +1,5 @@
-"""What a finished task leaves to do, as messages: its result, its callbacks, the next element of its chain, its errbacks.
+"""What a finished task leaves to do, as messages: its result, its callbacks, the next element of its chain, its
+errbacks.
 
 Used where tasks run, and by the parent for tasks whose child cannot speak for itself any more. Nothing is sent here.
 """
@@ -75,7 +76,9 @@ class FollowUps:
                 request.children.append(signature.apply_async((value,), chain=rest or None, **options))
         return tuple(FollowUp(*each) for each in collected)
 
-    def after_failure(self, request: Context, error: BaseException, plain: Mapping[str, Any], traceback: str | None, state: str = FAILURE) -> tuple[FollowUp, ...]:  # fmt: skip
+    def after_failure(
+        self, request: Context, error: BaseException, plain: Mapping[str, Any], traceback: str | None, state: str
+    ) -> tuple[FollowUp, ...]:
         """Call the errbacks, and fail what the chain will never reach."""
         follow_ups: list[FollowUp] = []
         if request.errbacks:
@@ -109,7 +112,8 @@ class FollowUps:
         if not isinstance(task_id, str) or not isinstance(reply_to, str):
             return ()
         context = Context(
-            id=task_id, task=element.get("task"), reply_to=reply_to, correlation_id=task_id, group=options.get("group_id"),
+            id=task_id, task=element.get("task"), reply_to=reply_to, correlation_id=task_id,
+            group=options.get("group_id"),
             root_id=request.root_id,
         )  # fmt: skip
         return self.answer(context, self.record(context, state, dict(plain), traceback))

@@ -1,4 +1,5 @@
-"""Looking at what the broker delivered: a task to run, one that is not due, one that is too late, or nothing that can run.
+"""Looking at what the broker delivered: a task to run, one that is not due, one that is too late, or nothing that can
+run.
 
 Decides only; `worker.py` carries it out. Every message passes here before anything else touches it, and whatever it
 holds, the answer is one of four decisions and never an exception.
@@ -81,14 +82,21 @@ class Intake:
         except Exception as error:
             # A hole in the checks above: the message must not take the worker with it.
             logger.exception("Examining a message failed")
-            return Bury(_anonymous(delivery), dead_letters.UNREADABLE, InvalidTaskError(f"{type(error).__name__}: {error}"))
+            return Bury(
+                _anonymous(delivery), dead_letters.UNREADABLE, InvalidTaskError(f"{type(error).__name__}: {error}")
+            )
 
     def _examine(self, delivery: Delivery) -> Decision:
         properties = delivery.properties
         if len(delivery.body) > self._limits.max_bytes:
             raise DecodeError(f"expected a body of at most {self._limits.max_bytes} bytes, got {len(delivery.body)}")
         head = read_head(
-            properties.headers, properties.content_type, properties.content_encoding, delivery.body, self._accept, self._limits
+            properties.headers,
+            properties.content_type,
+            properties.content_encoding,
+            delivery.body,
+            self._accept,
+            self._limits,
         )
         task = self._tasks.get(head.task)
         if task is None:
@@ -128,8 +136,12 @@ def _anonymous(delivery: Delivery) -> Request:
     headers = delivery.properties.headers
     task_id = headers.get("id") if isinstance(headers, dict) else None
     name = headers.get("task") if isinstance(headers, dict) else None
-    known = task_id if isinstance(task_id, str) and 0 < len(task_id) <= 255 else delivery.properties.correlation_id or ""
-    return Request(delivery, printable(known, 255), printable(name, 255) if isinstance(name, str) else "?", None, {}, True)
+    known = (
+        task_id if isinstance(task_id, str) and 0 < len(task_id) <= 255 else delivery.properties.correlation_id or ""
+    )
+    return Request(
+        delivery, printable(known, 255), printable(name, 255) if isinstance(name, str) else "?", None, {}, True
+    )
 
 
 def context_of(request: Request) -> Context:

@@ -51,7 +51,9 @@ class FollowUp:
     def from_plain(cls, plain: Any) -> FollowUp:
         """Read what crossed the socket."""
         exchange, routing_key, properties, body, correlation_id, queues, delayed, is_answer = plain
-        return cls(EncodedMessage(exchange, routing_key, properties, body, correlation_id), tuple(queues), delayed, is_answer)
+        return cls(
+            EncodedMessage(exchange, routing_key, properties, body, correlation_id), tuple(queues), delayed, is_answer
+        )
 
 
 @dataclass(slots=True)

@@ -124,7 +124,10 @@ class Worker:
         self._dispatcher = Dispatcher(loop, lambda: self.pool.slots, lambda request: self._deliveries.begun(request))
         self._deliveries = Deliveries(app, self.hostname, self._dispatcher, self._settlement)
         events = PoolEvents(
-            self._deliveries.on_outcome, self._deliveries.on_message, self._deliveries.on_lost, self._dispatcher.schedule
+            self._deliveries.on_outcome,
+            self._deliveries.on_message,
+            self._deliveries.on_lost,
+            self._dispatcher.schedule,
         )
         self.pool = self._make_pool(events)
         self.queues = self._select_queues()
@@ -163,7 +166,8 @@ class Worker:
 
     def _consumer(self, queue: Queue) -> QueueConsumer:
         return QueueConsumer(
-            self.loop, queue.name, need=None if queue.no_declare else self.app.sender.need(queue), prefetch=self.prefetch,
+            self.loop, queue.name, prefetch=self.prefetch,
+            need=None if queue.no_declare else self.app.sender.need(queue),
             on_delivery=self._deliveries.on_delivery, on_consuming=self._on_consuming, on_lost=self._on_lost_channel,
             on_refused=self._on_refused, arguments=queue.consumer_arguments, tag_prefix=self.hostname,
         )  # fmt: skip
@@ -186,9 +190,9 @@ class Worker:
 
     def _publish_down(self, reason: str) -> None:
         logger.warning("Lost the publishing connection: %s", reason)
+        self._confirms.down(reason)
         if self._publish_declarer is not None:
             self._publish_declarer.fail(reason)
-        self._confirms.down(reason)
 
     def _consume_up(self, connection: Connection) -> None:
         logger.info("Connected to %s", self._consume_link.label)
@@ -198,10 +202,10 @@ class Worker:
 
     def _consume_down(self, reason: str) -> None:
         logger.warning("Lost the consuming connection: %s. Running tasks go on; connecting again.", reason)
-        if self._consume_declarer is not None:
-            self._consume_declarer.fail(reason)
         for consumer in self._consumers:
             consumer.down(reason)
+        if self._consume_declarer is not None:
+            self._consume_declarer.fail(reason)
 
     def _on_lost_channel(self, _consumer: QueueConsumer, _reason: str) -> None:
         self._deliveries.drop_stale()

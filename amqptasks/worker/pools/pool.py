@@ -32,7 +32,8 @@ class PoolEvents:
     Attributes:
         on_outcome: A task has ended.
         on_message: A running task sends a message.
-        on_lost: The place where a task ran has died; the text says how. ``begun`` is False for tasks that had not started.
+        on_lost: The place where a task ran has died; the text says how. ``begun`` is False for tasks that had not
+        started.
         on_free: A slot can take a task.
     """
 
@@ -48,7 +49,9 @@ class Pool(ABC):
     #: Whether a running task can be ended from outside.
     can_kill = False
 
-    def __init__(self, loop: Loop, size: int, events: PoolEvents, run: Callable[[list[Any], Callable[[bytes], None]], Outcome]) -> None:
+    def __init__(
+        self, loop: Loop, size: int, events: PoolEvents, run: Callable[[list[Any], Callable[[bytes], None]], Outcome]
+    ) -> None:
         self.loop = loop
         self.size = size
         self.slots: list[Slot] = []
@@ -70,7 +73,8 @@ class Pool(ABC):
         """Whether everything that ran tasks is gone."""
 
     def kill(self) -> None:
-        """End every slot now, running tasks included, where the kind of pool can."""
+        """End every slot now, running tasks included where the kind of pool can; else as `stop`."""
+        self.stop()
 
     def describe(self) -> str:
         """Name the pool for the banner."""

@@ -76,7 +76,9 @@ class PreforkPool(Pool):
         self._children[pid] = slot
         return slot
 
-    def _child_main(self, parent: int, ours: socket.socket, theirs: socket.socket, mark: Mark, gate: Any, name: str) -> None:
+    def _child_main(
+        self, parent: int, ours: socket.socket, theirs: socket.socket, mark: Mark, gate: Any, name: str
+    ) -> None:
         ours.close()
         for slot in self.slots:
             with contextlib.suppress(OSError):
@@ -88,7 +90,7 @@ class PreforkPool(Pool):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-        self._context.current_process().name = name  # type: ignore[attr-defined]
+        self._context.current_process().name = name
         threading.Thread(target=_end_with_parent, args=(parent,), name="amqptasks-parent", daemon=True).start()
         signals.worker_process_init.send(self.nodename)
         try:

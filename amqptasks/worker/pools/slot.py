@@ -1,7 +1,9 @@
 """A slot: the place of one running task, seen from both sides.
 
-`Slot` is the parent's side, on the loop; `serve` is the other end's main loop, in a child process or a thread. Between them
-are a socket pair for frames and a few bytes of shared memory in which the runner marks what it has begun. The mark costs
+`Slot` is the parent's side, on the loop; `serve` is the other end's main loop, in a child process or a thread. Between
+them
+are a socket pair for frames and a few bytes of shared memory in which the runner marks what it has begun. The mark
+costs
 nothing and survives the runner's death, so the parent knows exactly which tasks had started. A lock makes "begin" and
 "take back" exclude each other: a task sent ahead is either begun or taken back, never both.
 """
@@ -131,7 +133,8 @@ class Slot:
         return self.mark.begun()
 
     def take_back(self) -> list[Request]:
-        """Return the tasks that have not begun, and make sure that they never will here. Empty if that cannot be had now."""
+        """Return the tasks that have not begun, and make sure that they never will here. Empty if that cannot be had
+        now."""
         if not self._gate.acquire(True, GATE_WAIT_S):
             return []
         try:
@@ -286,7 +289,9 @@ class Reporter:
                         self._send_held()
 
 
-def serve(sock: socket.socket, mark: Mark, gate: Any, run: Callable[[list[Any], Callable[[bytes], None]], Outcome]) -> None:
+def serve(
+    sock: socket.socket, mark: Mark, gate: Any, run: Callable[[list[Any], Callable[[bytes], None]], Outcome]
+) -> None:
     """Run tasks from a socket, one after another, until its other end is closed. The runner's main loop.
 
     Args:
