@@ -14,9 +14,7 @@ __all__ = ["call"]
 
 @click.command()
 @click.argument("name")
-@click.option(
-    "-a", "--args", callback=json_array, default="[]", metavar="JSON", help="Positional arguments, an array."
-)
+@click.option("-a", "--args", callback=json_array, default="[]", metavar="JSON", help="Positional arguments, an array.")
 @click.option(
     "-k", "--kwargs", callback=json_object, default="{}", metavar="JSON", help="Keyword arguments, an object."
 )

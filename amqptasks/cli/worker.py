@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["worker"]
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL")
-DEFAULT_NAME = "celery"
 
 
 def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str | int:
@@ -36,7 +34,7 @@ def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str 
 @click.option("-Q", "--queues", callback=commas, metavar="A,B", help="Consume from these queues, separated by commas.")
 @click.option("-X", "--exclude-queues", callback=commas, metavar="A,B", help="Consume from all but these.")
 @click.option("-c", "--concurrency", metavar="N|auto", help="How many tasks run at once.")
-@click.option("-P", "--pool", metavar="POOL", help="What runs tasks: prefork or solo.")
+@click.option("-P", "--pool", metavar="POOL", help="What runs tasks: prefork, threads or solo.")
 @click.option("--prefetch-multiplier", metavar="N", help="Messages fetched ahead for each running task; 0: no limit.")
 @click.option(
     "-O", "--optimization", type=click.Choice(["default", "fair"]), default="default", show_default=True,
@@ -70,19 +68,19 @@ def worker(
     names: tuple[str, ...] | None = queues
     if exclude_queues:
         names = choose_queues(obj, queues, exclude_queues)
-    node = node_name(hostname) if hostname else None
     if purge_first:
         purge_queues(obj, names or tuple(app.queues))
-    from amqptasks.worker.worker import Worker
+    from amqptasks.worker.worker import Worker, node_name
 
     running = Worker(
         app,
-        hostname=node,
+        hostname=hostname,
         queues=list(names) if names else None,
         concurrency=app.conf.worker_concurrency,
         pool=app.conf.worker_pool,
         loglevel=loglevel,
-        logfile=file_name(logfile, node or node_name(DEFAULT_NAME)) if logfile else None,
+        logfile=_log_file(logfile, node_name(hostname)) if logfile else None,
+        quiet=obj.quiet,
     )
     ctx.exit(running.run())
 
@@ -106,20 +104,12 @@ def _override(
         app.conf.override(values)
 
 
-def node_name(text: str) -> str:
-    """Expand ``%h`` ``%n`` ``%d`` ``%%`` by this host's name and add the host where none is given."""
-    host = socket.gethostname()
-    name, at, given_host = text.partition("@")
-    full = f"{name or DEFAULT_NAME}@{given_host or host}"
-    first, _, domain = host.partition(".")
-    return _expand(full, {"h": host, "n": first, "d": domain, "%": "%"})
-
-
-def file_name(text: str, node: str) -> str:
-    """Expand ``%n`` ``%h`` ``%d`` ``%p`` ``%%`` in a file's name by the node's name and this process's id."""
+def _log_file(text: str, node: str) -> str:
     name, _, host = node.partition("@")
-    return _expand(text, {"n": name, "h": host, "d": host.partition(".")[2], "p": str(os.getpid()), "%": "%"})
-
-
-def _expand(text: str, values: dict[str, str]) -> str:
-    return re.sub(r"%(.)", lambda match: values.get(match[1], match[0]), text)
+    values = {"n": name, "h": host, "d": host.partition(".")[2], "p": str(os.getpid()), "%": "%"}
+    path = re.sub(r"%(.)", lambda match: values.get(match[1], match[0]), text)
+    try:
+        with open(path, "a", encoding="utf-8"):
+            return path
+    except OSError as error:
+        raise CliError(f"cannot write the log file {path!r}: {error.strerror}") from error
