@@ -24,29 +24,29 @@ apt_install() {
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; }; } >&2 </dev/null
 }
 
-# Make $VENV with this project (editable) and the extras named in $1, for example "test,bench". Nothing is done, and no
-# network is needed, when that was done before for the same setup.cfg, Python and at least these extras.
+# Make $VENV with this project (editable) and the extras named in $1, for example "test,bench", or "" for none. Nothing
+# is done, and no network is needed, when that was done before for the same setup.cfg, Python and these extras.
 ensure_venv() {
-  local extras=$1 python stamp file have="" extra missing=""
-  if [ -x "$VENV/bin/python" ]; then python=$VENV/bin/python; else python=$(find_python); fi
+  local wanted=base,$1 python=$VENV/bin/python stamp file=$VENV/.amqptasks-installed have="" extra extras missing=""
+  [ -x "$python" ] || python=$(find_python)
   stamp=$(cat "$ROOT/setup.cfg" "$ROOT/pyproject.toml" | sha256sum | cut -c1-16)-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-  file=$VENV/.amqptasks-installed
   [ "$(sed -n 1p "$file" 2>/dev/null)" != "$stamp" ] || have=$(sed -n 2p "$file")
-  for extra in ${extras//,/ }; do
+  for extra in ${wanted//,/ }; do
     case ",$have," in *",$extra,"*) ;; *) missing=1 ;; esac
   done
-  [ -n "$missing" ] || { [ -n "$have" ] && return; }
+  [ -n "$missing" ] || return 0
   if [ ! -x "$VENV/bin/python" ]; then
-    say "making $VENV with $($python --version)"
+    say "making $VENV with $("$python" --version)"
     "$python" -c 'import venv, ensurepip' 2>/dev/null || { may_install && apt_install python3-venv; } ||
       fail "Python's venv module is missing: install it (Debian, Ubuntu: apt-get install python3-venv)"
     "$python" -m venv "$VENV"
   fi
-  [ -z "$have" ] || extras=$have,$extras
-  extras=$(tr ',' '\n' <<<"$extras" | sort -u | paste -sd, -)
-  say "installing amqptasks[$extras] into $VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e "$ROOT[$extras]" >&2
-  printf '%s\n%s\n' "$stamp" "$extras" >"$file"
+  # Extras installed before, even for another setup.cfg, stay: one environment serves all scripts.
+  wanted=$(printf '%s,%s' "$(sed -n 2p "$file" 2>/dev/null)" "$wanted" | tr ',' '\n' | sed '/^$/d' | sort -u | paste -sd, -)
+  extras=$(tr ',' '\n' <<<"$wanted" | sed '/^base$/d' | paste -sd, -)
+  say "installing amqptasks${extras:+[$extras]} into $VENV"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e "$ROOT${extras:+[$extras]}" >&2
+  printf '%s\n%s\n' "$stamp" "$wanted" >"$file"
 }
 
 have_rabbitmq() { "$ROOT/scripts/rabbitmq" where >/dev/null 2>&1; }
