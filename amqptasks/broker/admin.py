@@ -180,7 +180,7 @@ class Admin:
         self._connected()
 
     def close(self) -> None:
-        """End the session. Takes half a second at most, whatever the broker does. Safe twice."""
+        """End the session. Waits half a second at most for the broker's good-bye. Safe twice."""
         connection, self._connection = self._connection, None
         loop, self._loop = self._loop, None
         self._channel = None
@@ -191,6 +191,8 @@ class Admin:
             _turn(loop, lambda: connection.is_closed, CLOSE_GRACE_S)
         if connection is not None and not connection.is_closed:
             connection.drop("closing")
+            # The socket is closed in the next turn.
+            _turn(loop, lambda: connection.is_closed, CLOSE_GRACE_S)
         loop.deactivate_poller()
         loop.close()
 
@@ -214,7 +216,7 @@ class Admin:
         parameters.tcp_options = None
         loop = self._loop = Loop()
         outcome: list[str | None] = []
-        connection = self._connection = Connection(
+        self._connection = Connection(
             parameters=parameters,
             on_open_callback=lambda _connection: outcome.append(None),
             on_open_error_callback=lambda _connection, error: outcome.append(_reason(error)),
@@ -223,7 +225,6 @@ class Admin:
         )
         self._label, self._ended = endpoint.label, None
         if not _turn(loop, lambda: bool(outcome), self._timeout_s):
-            connection.drop("no answer")
             outcome = [f"no answer in {self._timeout_s:g} s"]
         problem = outcome[0]
         if problem is not None:
