@@ -20,12 +20,21 @@ from typing import Any, NamedTuple, Protocol
 
 from amqptasks import signals
 from amqptasks.app import context
+from amqptasks.app.options import (
+    EMPTY_EMBED,
+    PROPERTY_OPTIONS,
+    call_policy,
+    embedded,
+    first,
+    policy_of,
+    write_options,
+)
 from amqptasks.app.routing import ADDRESS_OPTIONS, Route, Routing
 from amqptasks.broker.confirms import Need
 from amqptasks.broker.delays import Ladder
 from amqptasks.broker.publisher import Publisher, PublishPolicy, Sending
 from amqptasks.broker.topology import plan as declaration_plan
-from amqptasks.clock import as_utc, parse_moment, utcnow
+from amqptasks.clock import utcnow
 from amqptasks.entities import Queue
 from amqptasks.exceptions import BulkError, EncodeError, ImproperlyConfigured, MaybeSent, OperationalError
 from amqptasks.results.backend import ResultBackend
@@ -34,20 +43,6 @@ from amqptasks.wire.compression import compress
 from amqptasks.wire.message import EncodedMessage, Message, encode
 from amqptasks.wire.reprs import short_repr
 from amqptasks.wire.serializers import dumps, explain_unencodable
-
-#: Call options that become AMQP properties as they are.
-_PROPERTIES = ("message_id", "timestamp", "type", "user_id", "app_id")
-#: Everything a call may say besides; an unknown option is a mistake, not a property.
-KNOWN_OPTIONS = frozenset(
-    {
-        "task_id", "countdown", "eta", "expires", "retry", "retry_policy", "queue", "exchange", "exchange_type",
-        "routing_key", "priority", "serializer", "compression", "link", "link_error", "shadow", "time_limit",
-        "soft_time_limit", "ignore_result", "add_to_parent", "headers", "group_id", "group_index", "root_id",
-        "parent_id", "chord", "chain", "reply_to", "replaced_task_nesting", "stamped_headers", "stamps", "argsrepr",
-        "kwargsrepr", "delivery_mode", "mandatory", "timeout", "retries", "correlation_id", "expiration", "origin",
-        "immutable", *_PROPERTIES,
-    }
-)  # fmt: skip
 
 
 class SendingApp(Protocol):
@@ -215,7 +210,7 @@ class Sender:
         kwargs = {} if kwargs is None else kwargs
         task_id = options.get("task_id") or str(uuid.uuid4())
         plan = self._plan(name, args, kwargs, options, task)
-        ignore_result = plan.ignore_result if not options else _first(options.get("ignore_result"), plan.ignore_result)
+        ignore_result = plan.ignore_result if not options else first(options.get("ignore_result"), plan.ignore_result)
         message, exchange, routing_key, needs = self._build(name, task_id, args, kwargs, options, plan, ignore_result)
         backend = app.backend
         collector = _collector.get()
@@ -263,7 +258,7 @@ class Sender:
     ) -> None:
         policy = plan.policy
         if options and not {"retry", "retry_policy", "timeout"}.isdisjoint(options):
-            policy = _call_policy(policy, options)
+            policy = call_policy(policy, options)
         bulk = _bulk.get()
         if bulk is None:
             self._app.publisher.publish(message, needs, policy)
@@ -312,13 +307,13 @@ class Sender:
         priority, delivery_mode, serializer = plan.priority, plan.delivery_mode, plan.serializer
         compression, reply_to = plan.compression, None
         exchange, routing_key, needs = plan.route.exchange, plan.route.routing_key, plan.needs
-        embed = _EMPTY_EMBED
+        embed = EMPTY_EMBED
         when: datetime | None = None
         if options or plan.expires is not None:
-            when = _write_options(headers, options, plan, self._app.timezone)
-            embed = _embed(options)
-            priority = _first(options.get("priority"), priority)
-            delivery_mode = _first(options.get("delivery_mode"), delivery_mode)
+            when = write_options(headers, options, plan.expires, self._app.timezone)
+            embed = embedded(options)
+            priority = first(options.get("priority"), priority)
+            delivery_mode = first(options.get("delivery_mode"), delivery_mode)
             serializer = options.get("serializer") or serializer
             compression = options.get("compression") or compression
             reply_to = options.get("reply_to")
@@ -345,7 +340,7 @@ class Sender:
         content_type, content_encoding, body = self._encode_body(args, kwargs, embed, serializer)
         if compression:
             headers["compression"], body = compress(body, compression)
-        extra = {key: options[key] for key in _PROPERTIES if options.get(key) is not None} if options else {}
+        extra = {key: options[key] for key in PROPERTY_OPTIONS if options.get(key) is not None} if options else {}
         message = Message(
             body, content_type, content_encoding, headers, options.get("correlation_id") or task_id, reply_to,
             delivery_mode, priority, options.get("expiration"), **extra,
@@ -412,22 +407,22 @@ class Sender:
         conf, extra = self._app.conf, route.options
 
         def option(key: str, setting: str | None) -> Any:
-            value = _first(extra.get(key), getattr(task, key, None))
+            value = first(extra.get(key), getattr(task, key, None))
             return value if value is not None or setting is None else conf[setting]
 
         exchange_mode = route.queues[0].exchange.delivery_mode if route.queues else None
-        mode = _first(_first(extra.get("delivery_mode"), getattr(task, "delivery_mode", None)), exchange_mode)
+        mode = first(first(extra.get("delivery_mode"), getattr(task, "delivery_mode", None)), exchange_mode)
         return Plan(
             route=route,
             needs=tuple(self.need(queue) for queue in route.queues if not queue.no_declare),
             serializer=option("serializer", "task_serializer"),
             compression=option("compression", "task_compression"),
-            delivery_mode=1 if _first(mode, conf.task_default_delivery_mode) in (1, "transient") else 2,
+            delivery_mode=1 if first(mode, conf.task_default_delivery_mode) in (1, "transient") else 2,
             priority=option("priority", "task_default_priority"),
             ignore_result=bool(option("ignore_result", "task_ignore_result")),
             wants_answer=self._app.backend.in_message,
             expires=option("expires", None),
-            policy=_policy(conf),
+            policy=policy_of(conf),
             headers={"lang": "py", "task": name},
         )
 
@@ -450,97 +445,3 @@ class Sender:
             self._origin_pid = pid
             self._origin = f"gen{pid}@{socket.gethostname()}"
         return self._origin
-
-
-_EMPTY_EMBED: Mapping[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-
-
-def _first(value: Any, otherwise: Any) -> Any:
-    return otherwise if value is None else value
-
-
-def _listed(value: Any) -> list[Any] | None:
-    if not value:
-        return None
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _embed(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {
-        "callbacks": _listed(options.get("link")),
-        "errbacks": _listed(options.get("link_error")),
-        "chain": _listed(options.get("chain")),
-        "chord": options.get("chord"),
-    }
-
-
-def _write_options(
-    headers: dict[str, Any], options: Mapping[str, Any], plan: Plan, zone: tzinfo | None
-) -> datetime | None:
-    """Write what a call's options put into its headers; returns the moment it is to run at, if it said one."""
-    unknown = options.keys() - KNOWN_OPTIONS
-    if unknown:
-        raise TypeError(
-            f"apply_async() got an unexpected option {sorted(unknown)[0]!r}; known: {', '.join(sorted(KNOWN_OPTIONS))}"
-        )
-    hard, soft = options.get("time_limit"), options.get("soft_time_limit")
-    if hard is not None and soft is not None and soft > hard:
-        raise ValueError(f"soft_time_limit must be at most time_limit, got: {soft} > {hard}")
-    if hard is not None or soft is not None:
-        headers["timelimit"] = [hard, soft]
-    for key, header in (
-        ("root_id", "root_id"), ("parent_id", "parent_id"), ("group_id", "group"), ("group_index", "group_index"),
-        ("shadow", "shadow"), ("retries", "retries"), ("replaced_task_nesting", "replaced_task_nesting"),
-        ("stamped_headers", "stamped_headers"), ("stamps", "stamps"), ("argsrepr", "argsrepr"),
-        ("kwargsrepr", "kwargsrepr"), ("origin", "origin"),
-    ):  # fmt: skip
-        value = options.get(key)
-        if value is not None:
-            headers[header] = value
-    expires = _first(options.get("expires"), plan.expires)
-    if expires is not None:
-        headers["expires"] = _moment(expires, zone).isoformat()
-    if options.get("headers"):
-        headers.update(options["headers"])
-    when = options.get("eta")
-    if when is None and options.get("countdown"):
-        when = options["countdown"]
-    if when is None:
-        return None
-    moment = _moment(when, zone)
-    headers["eta"] = moment.isoformat()
-    return moment
-
-
-def _moment(value: Any, zone: tzinfo | None) -> datetime:
-    if isinstance(value, datetime):
-        return as_utc(value, zone)
-    if isinstance(value, str):
-        return parse_moment(value, zone)
-    if isinstance(value, timedelta):
-        return utcnow() + value
-    return utcnow() + timedelta(seconds=value)
-
-
-def _policy(conf: Any) -> PublishPolicy:
-    policy = conf.task_publish_retry_policy or {}
-    return PublishPolicy(
-        timeout_s=float(conf.broker_publish_timeout),
-        retry=bool(conf.task_publish_retry),
-        max_retries=policy.get("max_retries", 3),
-        interval_start_s=policy.get("interval_start", 0) or 0,
-        interval_step_s=policy.get("interval_step", 0.2) or 0,
-        interval_max_s=policy.get("interval_max", 1) or 0,
-    )
-
-
-def _call_policy(policy: PublishPolicy, options: Mapping[str, Any]) -> PublishPolicy:
-    own = options.get("retry_policy") or {}
-    return PublishPolicy(
-        timeout_s=_first(options.get("timeout"), policy.timeout_s),
-        retry=_first(options.get("retry"), policy.retry),
-        max_retries=own.get("max_retries", policy.max_retries),
-        interval_start_s=_first(own.get("interval_start"), policy.interval_start_s),
-        interval_step_s=_first(own.get("interval_step"), policy.interval_step_s),
-        interval_max_s=_first(own.get("interval_max"), policy.interval_max_s),
-    )

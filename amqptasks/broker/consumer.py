@@ -16,6 +16,7 @@ from pika.channel import Channel
 
 from amqptasks.broker.confirms import Need
 from amqptasks.broker.declarer import Declarer
+from amqptasks.broker.incoming import Properties
 from amqptasks.broker.link import Backoff, Connection
 from amqptasks.broker.loop import Loop
 from amqptasks.exceptions import OperationalError, TopologyConflict
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One message as it arrived. ``properties`` is pika's BasicProperties; ``epoch`` names the channel it came on."""
+    """One message as it arrived. ``epoch`` names the channel it came on."""
 
     consumer: QueueConsumer
     epoch: int
@@ -33,7 +34,7 @@ class Delivery:
     exchange: str
     routing_key: str
     redelivered: bool
-    properties: Any
+    properties: Properties
     body: bytes
 
     @property
@@ -210,23 +211,25 @@ class QueueConsumer:
         outstanding = self._outstanding
         on_delivery = self._on_delivery
 
-        def deliver(_channel: Channel, method: Any, properties: Any, body: bytes) -> None:
-            tag = method.delivery_tag
+        def deliver(
+            tag: int, redelivered: bool, exchange: str, routing_key: str, properties: Properties, body: bytes
+        ) -> None:
             outstanding[tag] = None
-            on_delivery(
-                Delivery(
-                    self, epoch, tag, method.exchange, method.routing_key, bool(method.redelivered), properties, body
-                )
-            )
+            on_delivery(Delivery(self, epoch, tag, exchange, routing_key, redelivered, properties, body))
+
+        def deliver_by_pika(_channel: Channel, method: Any, properties: Properties, body: bytes) -> None:
+            redelivered = bool(method.redelivered)
+            deliver(method.delivery_tag, redelivered, method.exchange, method.routing_key, properties, body)
 
         def consuming(_frame: Any) -> None:
             self._failures = 0
             if self._on_consuming is not None:
                 self._on_consuming(self)
 
+        channel.connection.on_deliver[channel.channel_number] = deliver
         tag = f"{self._tag_prefix}.{self.queue}.{epoch}"[:255]
         self._consumer_tag = channel.basic_consume(
-            self.queue, deliver, consumer_tag=tag, arguments=self._arguments, callback=consuming
+            self.queue, deliver_by_pika, consumer_tag=tag, arguments=self._arguments, callback=consuming
         )
 
     def _cancelled(self, _frame: Any) -> None:
@@ -264,6 +267,8 @@ class QueueConsumer:
 
     def _lose(self, reason: str) -> None:
         had = self._channel is not None
+        if self._channel is not None and self._connection is not None:
+            self._connection.on_deliver.pop(self._channel.channel_number, None)
         self._channel = None
         self._consumer_tag = None
         self.epoch += 1

@@ -19,7 +19,7 @@ Done = Callable[["OperationalError | None"], None]
 
 
 class Declarer:
-    """Carries out declarations, one list of steps after another, for one connection. Loop thread only; dies with its connection."""
+    """Carries out lists of declarations, one after another, for one connection. Belongs to the loop's thread."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -104,7 +104,9 @@ class Declarer:
             return
         text = getattr(error, "reply_text", "") or str(error)
         code = getattr(error, "reply_code", 0)
-        refusal = conflict(text, step) if code == 406 else OperationalError(f"the broker refused {step.method}: {code} {text}")
+        refusal: OperationalError = OperationalError(f"the broker refused {step.method}: {code} {text}")
+        if code == 406:
+            refusal = conflict(text, step)
         self._finish(next(iter(self._waiting)), refusal)
 
 

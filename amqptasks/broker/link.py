@@ -16,6 +16,7 @@ from typing import Any
 import pika
 import pika.exceptions
 
+from amqptasks.broker.incoming import OnDeliver, is_delivery, read_delivery, read_frame
 from amqptasks.broker.loop import Loop
 from amqptasks.broker.parameters import Endpoint
 from amqptasks.broker.topology import server_version
@@ -40,9 +41,18 @@ class Backoff:
 
 
 class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
-    """pika's connection, able to hold back what it writes so that one turn's frames leave in one system call."""
+    """pika's connection, with a faster way in and out.
 
-    _corked: list[bytes] | None = None
+    It can hold back what it writes, so that one turn's frames leave in one system call, and it hands deliveries over
+    without making pika's objects of them (see `incoming`).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        #: Who takes the deliveries of a channel straight from the buffer, by channel number.
+        self.on_deliver: dict[int, OnDeliver] = {}
+        self._corked: list[bytes] | None = None
+        self._frame_buffer = b""
+        super().__init__(*args, **kwargs)
 
     def cork(self) -> None:
         """Collect frames instead of sending them, until `uncork`."""
@@ -67,6 +77,27 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
             self._corked.extend(marshaled_frames)
         else:
             self._adapter_emit_data(b"".join(marshaled_frames))
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        waiting: bytes = self._frame_buffer
+        buffer = waiting + data_in if waiting else data_in
+        at, end, on_deliver = 0, len(buffer), self.on_deliver
+        while end - at >= 8:
+            if on_deliver and is_delivery(buffer, at, end):
+                behind = read_delivery(buffer, at, end, on_deliver)
+                if behind > 0:
+                    at = behind
+                    self.frames_received += 3
+                    continue
+                if behind == 0:
+                    break
+            consumed, frame = read_frame(buffer, at, end)
+            if not consumed:
+                break
+            at += consumed
+            self._process_frame(frame)
+        self.bytes_received += at
+        self._frame_buffer = buffer[at:]
 
     def drop(self, reason: str) -> None:
         """Close the socket at once, without AMQP's good-bye."""

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -109,11 +110,11 @@ class RpcBackend(ResultBackend):
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._slots: dict[str, _Slot] = {}
+        # Ordered by age: a plain dict takes long to find its oldest key after many were removed.
+        self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._link: Link | None = None
         self._consumer: QueueConsumer | None = None
         self._declarer: Declarer | None = None
-        self._listening = False
         self.queue = f"{self.options.prefix}.reply.{uuid.uuid4()}"
         self.need = Need(self.queue, self._steps)
 
@@ -164,11 +165,7 @@ class RpcBackend(ResultBackend):
             return
         slots[task_id] = _Slot()
         while len(slots) > self.options.cache_max:
-            try:
-                slots.pop(next(iter(slots)), None)
-            except (RuntimeError, StopIteration):
-                # Another thread changed the table between the two calls: it makes room as well.
-                continue
+            slots.popitem(last=False)
 
     def fetch(self, task_id: str) -> ResultRecord | None:
         """Return the newest answer that has come in; the first call begins to take answers in."""
@@ -244,8 +241,8 @@ class RpcBackend(ResultBackend):
     def close(self) -> None:
         """Stop taking answers in, wake who waits, and close the connection."""
         with self._lock:
-            link, self._link, self._listening = self._link, None, False
-            slots, self._slots = self._slots, {}
+            link, self._link = self._link, None
+            slots, self._slots = self._slots, OrderedDict()
         for slot in list(slots.values()):
             for waiter in slot.waiters or ():
                 waiter.wake()
@@ -287,22 +284,21 @@ class RpcBackend(ResultBackend):
     # -- taking answers in, on the loop's thread
 
     def _listen(self) -> None:
-        if self._listening:
-            return
         with self._lock:
-            if self._listening:
-                return
-            loop = self._thread.loop()
-            self._link = Link(
-                loop, self._endpoints(), on_up=self._on_up, on_down=self._on_down,
-                on_attempt_failed=self._on_attempt_failed,
-                backoff=self._backoff,
-            )  # fmt: skip
-            self._consumer = QueueConsumer(
-                loop, self.queue, need=self.need, prefetch=PREFETCH, on_delivery=self._on_delivery, tag_prefix="reply"
-            )
-            self._thread.call(self._link.start)
-            self._listening = True
+            if self._link is None:
+                self._begin_to_listen()
+
+    def _begin_to_listen(self) -> None:
+        loop = self._thread.loop()
+        self._link = Link(
+            loop, self._endpoints(), on_up=self._on_up, on_down=self._on_down,
+            on_attempt_failed=self._on_attempt_failed,
+            backoff=self._backoff,
+        )  # fmt: skip
+        self._consumer = QueueConsumer(
+            loop, self.queue, need=self.need, prefetch=PREFETCH, on_delivery=self._on_delivery, tag_prefix="reply"
+        )
+        self._thread.call(self._link.start)
 
     def _on_up(self, connection: Connection) -> None:
         if self._link is not None and self._consumer is not None:
@@ -326,8 +322,8 @@ class RpcBackend(ResultBackend):
             record = ResultRecord.from_plain(
                 loads(
                     delivery.body,
-                    properties.content_type,
-                    properties.content_encoding,
+                    properties.content_type or "",
+                    properties.content_encoding or "",
                     self.options.accept,
                     self.options.limits,
                 )

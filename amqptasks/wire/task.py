@@ -83,6 +83,9 @@ _CHECKS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
 }
 
 
+_BROKER_HEADERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+
+
 @dataclass(frozen=True, slots=True)
 class TaskHead:
     """What the properties and headers of a message say. ``body`` is None unless it had to be read to learn the name."""
@@ -117,11 +120,19 @@ def read_head(
     if not isinstance(headers, Mapping) or "task" not in headers:
         return _read_version_1(content_type, content_encoding, body, accept, limits)
     task_id, name = _identity(headers.get("id"), headers["task"])
-    for key, (check, expected) in _CHECKS.items():
-        value = headers.get(key)
-        if value is not None and not check(value):
-            raise InvalidTaskError(f"expected header {key!r} to be {expected}, got: {printable(ascii(value), 80)}")
-    return TaskHead(task_id, name, headers)
+    has_foreign = False
+    for key, value in headers.items():
+        known = _CHECKS.get(key)
+        if known is None:
+            has_foreign = has_foreign or key[:2] == "x-"
+        elif value is not None and not known[0](value):
+            raise InvalidTaskError(f"expected header {key!r} to be {known[1]}, got: {printable(ascii(value), 80)}")
+    return TaskHead(task_id, name, without_broker_headers(headers) if has_foreign else headers)
+
+
+def without_broker_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return headers without those of the broker. Sent back to it, they make some versions drop the message."""
+    return {key: value for key, value in headers.items() if not str(key).startswith(_BROKER_HEADERS)}
 
 
 def _identity(task_id: Any, name: Any) -> tuple[str, str]:

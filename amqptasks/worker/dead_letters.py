@@ -13,12 +13,11 @@ from amqptasks.broker.consumer import Delivery
 from amqptasks.clock import utcnow
 from amqptasks.wire.message import PERSISTENT, EncodedMessage, Message, encode
 from amqptasks.wire.reprs import printable
+from amqptasks.wire.task import without_broker_headers
 
 #: Every header we add begins with this.
 PREFIX: Final = "x-amqptasks-"
 CRASHES_HEADER: Final = PREFIX + "crashes"
-#: Headers of the broker that must never be sent back to it: some versions then drop the message.
-_BROKER_HEADERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 #: Room for what is added, so that the copy's headers still fit one frame of 128 KiB.
 _MAX_HEADER_BYTES: Final = 120_000
 MAX_DETAIL_CHARACTERS: Final = 1000
@@ -34,9 +33,7 @@ UNSENDABLE: Final = "follow-up-refused"
 
 def clean_headers(headers: Any) -> dict[str, Any]:
     """Return a message's headers without those of the broker."""
-    if not isinstance(headers, Mapping):
-        return {}
-    return {key: value for key, value in headers.items() if not str(key).startswith(_BROKER_HEADERS)}
+    return without_broker_headers(headers) if isinstance(headers, Mapping) else {}
 
 
 def copy_of(delivery: Delivery, headers: Mapping[str, Any]) -> Message:

@@ -128,7 +128,7 @@ class Intake:
 
 
 def _request(delivery: Delivery, head: TaskHead, task: Any, is_late: bool) -> Request:
-    return Request(delivery, head.id, head.task, task, dead_letters.clean_headers(head.headers), is_late, head.body)
+    return Request(delivery, head.id, head.task, task, head.headers, is_late, head.body)
 
 
 def _anonymous(delivery: Delivery) -> Request:

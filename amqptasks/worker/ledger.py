@@ -5,6 +5,7 @@ A key is the task's id with the number of its retry. Looked at only for deliveri
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 from amqptasks.worker.request import Request
@@ -21,8 +22,8 @@ class Ledger:
     def __init__(self, limit: int = MAX_FINISHED) -> None:
         self._limit = limit
         self._running: dict[Key, Request] = {}
-        # Insertion order is age: the first key is the oldest.
-        self._finished: dict[Key, None] = {}
+        self._finished: set[Key] = set()
+        self._oldest: deque[Key] = deque()
 
     def begin(self, request: Request) -> None:
         """Take note of a task that was accepted."""
@@ -33,10 +34,10 @@ class Ledger:
         key = request.key
         if self._running.get(key) is request:
             del self._running[key]
-        finished = self._finished
-        finished[key] = None
-        if len(finished) > self._limit:
-            del finished[next(iter(finished))]
+        self._finished.add(key)
+        self._oldest.append(key)
+        if len(self._oldest) > self._limit:
+            self._finished.discard(self._oldest.popleft())
 
     def forget(self, request: Request) -> None:
         """Take note that it went back to its queue: when it comes again, it is to be run."""

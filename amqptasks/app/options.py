@@ -1,0 +1,127 @@
+"""What the options of a call mean: which header, which property, which moment. Pure.
+
+The order of precedence (call, route, task, setting) is kept where a `Plan` is made, in `sender.py`; here one call's own
+options are checked and written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta, tzinfo
+from typing import Any
+
+from amqptasks.broker.publisher import PublishPolicy
+from amqptasks.clock import as_utc, parse_moment, utcnow
+
+#: Call options that become AMQP properties as they are.
+PROPERTY_OPTIONS = ("message_id", "timestamp", "type", "user_id", "app_id")
+#: Everything a call may say besides; an unknown option is a mistake, not a property.
+KNOWN_OPTIONS = frozenset(
+    {
+        "task_id", "countdown", "eta", "expires", "retry", "retry_policy", "queue", "exchange", "exchange_type",
+        "routing_key", "priority", "serializer", "compression", "link", "link_error", "shadow", "time_limit",
+        "soft_time_limit", "ignore_result", "add_to_parent", "headers", "group_id", "group_index", "root_id",
+        "parent_id", "chord", "chain", "reply_to", "replaced_task_nesting", "stamped_headers", "stamps", "argsrepr",
+        "kwargsrepr", "delivery_mode", "mandatory", "timeout", "retries", "correlation_id", "expiration", "origin",
+        "immutable", *PROPERTY_OPTIONS,
+    }
+)  # fmt: skip
+
+
+#: What a call without anything to follow embeds: Celery writes the four keys always.
+EMPTY_EMBED: Mapping[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+def first(value: Any, otherwise: Any) -> Any:
+    """Return a value, or the other one where it is None."""
+    return otherwise if value is None else value
+
+
+def _listed(value: Any) -> list[Any] | None:
+    if not value:
+        return None
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def embedded(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what is embedded in the body beside the arguments: the signatures of what follows."""
+    return {
+        "callbacks": _listed(options.get("link")),
+        "errbacks": _listed(options.get("link_error")),
+        "chain": _listed(options.get("chain")),
+        "chord": options.get("chord"),
+    }
+
+
+def write_options(
+    headers: dict[str, Any], options: Mapping[str, Any], task_expires: Any, zone: tzinfo | None
+) -> datetime | None:
+    """Write what a call's options put into its headers; returns the moment it is to run at, if it said one."""
+    unknown = options.keys() - KNOWN_OPTIONS
+    if unknown:
+        raise TypeError(
+            f"apply_async() got an unexpected option {sorted(unknown)[0]!r}; known: {', '.join(sorted(KNOWN_OPTIONS))}"
+        )
+    hard, soft = options.get("time_limit"), options.get("soft_time_limit")
+    if hard is not None and soft is not None and soft > hard:
+        raise ValueError(f"soft_time_limit must be at most time_limit, got: {soft} > {hard}")
+    if hard is not None or soft is not None:
+        headers["timelimit"] = [hard, soft]
+    for key, header in (
+        ("root_id", "root_id"), ("parent_id", "parent_id"), ("group_id", "group"), ("group_index", "group_index"),
+        ("shadow", "shadow"), ("retries", "retries"), ("replaced_task_nesting", "replaced_task_nesting"),
+        ("stamped_headers", "stamped_headers"), ("stamps", "stamps"), ("argsrepr", "argsrepr"),
+        ("kwargsrepr", "kwargsrepr"), ("origin", "origin"),
+    ):  # fmt: skip
+        value = options.get(key)
+        if value is not None:
+            headers[header] = value
+    expires = first(options.get("expires"), task_expires)
+    if expires is not None:
+        headers["expires"] = _moment(expires, zone).isoformat()
+    if options.get("headers"):
+        headers.update(options["headers"])
+    when = options.get("eta")
+    if when is None and options.get("countdown"):
+        when = options["countdown"]
+    if when is None:
+        return None
+    moment = _moment(when, zone)
+    headers["eta"] = moment.isoformat()
+    return moment
+
+
+def _moment(value: Any, zone: tzinfo | None) -> datetime:
+    if isinstance(value, datetime):
+        return as_utc(value, zone)
+    if isinstance(value, str):
+        return parse_moment(value, zone)
+    if isinstance(value, timedelta):
+        return utcnow() + value
+    return utcnow() + timedelta(seconds=value)
+
+
+def policy_of(conf: Any) -> PublishPolicy:
+    """Return how the settings want sends to be tried."""
+    policy = conf.task_publish_retry_policy or {}
+    return PublishPolicy(
+        timeout_s=float(conf.broker_publish_timeout),
+        retry=bool(conf.task_publish_retry),
+        max_retries=policy.get("max_retries", 3),
+        interval_start_s=policy.get("interval_start", 0) or 0,
+        interval_step_s=policy.get("interval_step", 0.2) or 0,
+        interval_max_s=policy.get("interval_max", 1) or 0,
+    )
+
+
+def call_policy(policy: PublishPolicy, options: Mapping[str, Any]) -> PublishPolicy:
+    """Return how one call wants to be tried, where it says so itself."""
+    own = options.get("retry_policy") or {}
+    return PublishPolicy(
+        timeout_s=first(options.get("timeout"), policy.timeout_s),
+        retry=first(options.get("retry"), policy.retry),
+        max_retries=own.get("max_retries", policy.max_retries),
+        interval_start_s=first(own.get("interval_start"), policy.interval_start_s),
+        interval_step_s=first(own.get("interval_step"), policy.interval_step_s),
+        interval_max_s=first(own.get("interval_max"), policy.interval_max_s),
+    )
