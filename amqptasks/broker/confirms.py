@@ -132,6 +132,10 @@ class ConfirmChannel:
             self._scheduled = True
             self._loop.at_turn_end(self.pump)
 
+    def add(self, out: Outgoing) -> None:
+        """Queue a message; `pump` sends it."""
+        self._queue.append(out)
+
     def send_later(self, out: Outgoing, wait_s: float) -> None:
         """Send after a pause."""
         self._loop.call_later(wait_s, lambda: self.send(out))

@@ -284,7 +284,8 @@ class Publisher:
         if channel is None:
             return
         while inbox:
-            channel.send(inbox.popleft())
+            channel.add(inbox.popleft())
+        channel.pump()
 
     def _start(self) -> None:
         with self._start_lock:

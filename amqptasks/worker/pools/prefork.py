@@ -85,11 +85,11 @@ class PreforkPool(Pool):
                 os.close(slot.fileno())
         if self.close_in_child is not None:
             self.close_in_child()
-        # Ctrl-C reaches the whole group: the parent decides what it means.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Ctrl-C and service managers signal the whole group: the parent decides what it means. A handler that does
+        # nothing, rather than "ignore", which programs started by a task would inherit.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+            signal.signal(number, _leave_to_parent)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         self._context.current_process().name = name
         threading.Thread(target=_end_with_parent, args=(parent,), name="amqptasks-parent", daemon=True).start()
         signals.worker_process_init.send(self.nodename)
@@ -150,6 +150,10 @@ def _how(status: int) -> str:
         except ValueError:
             return f"signal {number}"
     return f"exit code {os.WEXITSTATUS(status)}"
+
+
+def _leave_to_parent(_number: int, _frame: Any) -> None:
+    """Do nothing."""
 
 
 def _end_with_parent(parent: int) -> None:
