@@ -1,0 +1,276 @@
+"""The measurements, one after another, each side in turn; then the table and a JSON file.
+
+Every figure is the median of ``--repeats`` runs. The queue is durable and messages are persistent everywhere; ours is
+a quorum queue (our default), the peers' are classic (theirs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pika
+
+from benchmark.processes import Running, cpu_s, pss_bytes
+from benchmark.sides import AMQPTASKS, CELERY, ROOT, SIDES, Side, environment
+from benchmark.table import ROWS, render
+
+TIMEOUT_S = 180.0
+SETTLE_S = 1.0
+
+Results = dict[str, dict[str, float]]
+
+
+def progress(text: str) -> None:
+    """Say on stderr what is being measured."""
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+class Bench:
+    """Runs measurements on one broker and collects the figures."""
+
+    def __init__(self, url: str, options: argparse.Namespace) -> None:
+        self.url = url
+        self.sides = [SIDES[name] for name in options.sides]
+        self.rows: set[str] = set(options.rows)
+        self.repeats: int = options.repeats
+        self.scale: float = options.scale
+        self.raw = options.raw
+        self.results: Results = {}
+        self._log = Path(tempfile.mkdtemp(prefix="amqptasks-bench-")) / "worker.log"
+        self._samples: dict[tuple[str, str], list[float]] = {}
+
+    def wants(self, *rows: str) -> bool:
+        """Whether any of the rows was asked for."""
+        return bool(self.rows & set(rows))
+
+    def note(self, row: str, column: str, value: float) -> None:
+        """Add one run's figure."""
+        if row in self.rows:
+            samples = self._samples.setdefault((row, column), [])
+            samples.append(value)
+            self.results.setdefault(row, {})[column] = statistics.median(samples)
+
+    @contextmanager
+    def queue(self) -> Iterator[str]:
+        """A queue name of its own, deleted afterwards with its relatives."""
+        name = f"bench-{uuid.uuid4().hex[:8]}"
+        yield name
+        with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
+            for each in (name, f"{name}.dead", f"{name}.DQ", f"{name}.XQ"):
+                connection.channel().queue_delete(each)
+
+    def depth(self, queue: str) -> Callable[[], int]:
+        """A function that says how many messages wait in the queue."""
+        channel = pika.BlockingConnection(pika.URLParameters(self.url)).channel()
+        return lambda: int(channel.queue_declare(queue, passive=True).method.message_count)
+
+    def program(self, *arguments: str, env: dict[str, str]) -> dict[str, float]:
+        """Run a client in a process of its own and return the figures that it prints."""
+        done = subprocess.run(
+            [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
+        figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return figures
+
+    def client(self, side: Side, measurement: str, count: int, env: dict[str, str]) -> dict[str, float]:
+        """Run one of the measurements of `client`."""
+        return self.program("-m", "benchmark.client", side.name, measurement, str(count), env=env)
+
+    def worker(self, side: Side, env: dict[str, str]) -> Running:
+        """The side's worker with two children."""
+        return Running([sys.executable, *side.worker], env, self._log)
+
+    def drain(self, side: Side, queue_type: str, suffix: str = "") -> None:
+        """Fill a queue, start a worker, and watch the queue between 5 % and 95 % done; then weigh the worker."""
+        count = int(side.drain * self.scale)
+        with self.queue() as queue:
+            env = environment(self.url, queue, queue_type=queue_type)
+            self.client(side, "fill", count, environment(self.url, queue, confirm=side is AMQPTASKS, queue_type=queue_type))
+            depth = self.depth(queue)
+            self.wait(lambda: depth() >= count, f"{count} messages in {queue}")
+            with self.worker(side, env) as worker:
+                begin = self.pass_level(depth, 0.95 * count, worker)
+                end = self.pass_level(depth, 0.05 * count, worker)
+                tasks, elapsed_s = begin[0] - end[0], end[1] - begin[1]
+                self.note(f"drain{suffix}", side.name, tasks / elapsed_s)
+                self.note(f"cpu{suffix}", side.name, (end[2] - begin[2]) / tasks * 1e6)
+                self.wait(lambda: depth() == 0, "an empty queue")
+                time.sleep(SETTLE_S)
+                self.note("memory", side.name, pss_bytes(worker.pid) / 1e6)
+
+    def pass_level(self, depth: Callable[[], int], level: float, worker: Running) -> tuple[int, float, float]:
+        """Wait until at most ``level`` messages are left; return how many, when, and the worker's CPU until then."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            left, now = depth(), time.perf_counter()
+            if left <= level:
+                return left, now, cpu_s(worker.pid)
+            worker.check()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{left} messages are left after {TIMEOUT_S} s:\n{worker.output()}")
+            time.sleep(0.005)
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for a condition."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"waited {TIMEOUT_S} s for {what}")
+            time.sleep(0.02)
+
+    def sending(self, side: Side) -> None:
+        """The figures that need no worker."""
+        for row, measurement, key, confirm, count in (
+            ("send-cpu", "send_cpu", "us", False, 5_000),
+            ("send-wall", "send_wall", "ms", True, 1_000),
+            ("bulk", "fill", "per_s", True, 20_000 if side is AMQPTASKS else 3_000),
+        ):
+            if self.wants(row):
+                with self.queue() as queue:
+                    env = environment(self.url, queue, confirm=confirm)
+                    self.note(row, side.name, self.client(side, measurement, count, env)[key])
+
+    def calling(self, side: Side) -> None:
+        """The figures with a worker and results through rpc."""
+        with self.queue() as queue:
+            # As each system comes: confirms on with us, off with Celery.
+            env = environment(self.url, queue, confirm=side is AMQPTASKS)
+            with self.worker(side, env):
+                if self.wants("call"):
+                    self.note("call", side.name, self.client(side, "call", 1_000, env)["ms"])
+                if self.wants("in-flight"):
+                    self.note("in-flight", side.name, self.client(side, "in_flight", 2_000, env)["per_s"])
+
+    def importing(self) -> None:
+        """Wall time of whole programs; the first run of each only writes the byte code."""
+        app = "app = {0}('x', broker='amqp://')\n@app.task\ndef add(x, y):\n    return x + y\n"
+        programs = {
+            "amqptasks": "from amqptasks import App\n" + app.format("App"),
+            "celery": "from celery import Celery\n" + app.format("Celery"),
+            "dramatiq": "import dramatiq\nfrom dramatiq.brokers.rabbitmq import RabbitmqBroker\n"
+            "dramatiq.set_broker(RabbitmqBroker(url='amqp://127.0.0.1'))\n@dramatiq.actor\ndef add(x, y):\n    return x + y\n",
+            "raw": "import pika\n",
+        }
+        wanted = {side.name for side in self.sides} | ({"raw"} if self.raw else set())
+        env = environment(self.url, "none")
+        for turn in range(11):
+            for name, source in programs.items():
+                if name in wanted:
+                    started = time.perf_counter()
+                    subprocess.run([sys.executable, "-c", source], env=env, check=True, timeout=60)
+                    if turn:
+                        self.note("import", name, (time.perf_counter() - started) * 1e3)
+
+    def floor(self) -> None:
+        """What pika alone does."""
+
+        def run(measurement: str, count: int, queue_type: str = "quorum") -> dict[str, float]:
+            with self.queue() as queue:
+                env = environment(self.url, queue, queue_type=queue_type)
+                return self.program("-m", "benchmark.raw", measurement, str(count), env=env)
+
+        for suffix, queue_type in (("", "quorum"), ("-classic", "classic")):
+            if self.wants(f"drain{suffix}", f"cpu{suffix}"):
+                figures = run("drain", int(60_000 * self.scale), queue_type)
+                self.note(f"drain{suffix}", "raw", figures["per_s"])
+                self.note(f"cpu{suffix}", "raw", figures["us"])
+        if self.wants("send-cpu"):
+            self.note("send-cpu", "raw", run("send_cpu", 10_000)["us"])
+        if self.wants("send-wall"):
+            self.note("send-wall", "raw", run("send_wall", 1_000)["ms"])
+        if self.wants("call"):
+            with self.queue() as queue:
+                env = environment(self.url, queue)
+                with Running([sys.executable, "-m", "benchmark.raw", "echo", "0"], env, self._log):
+                    self.note("call", "raw", self.program("-m", "benchmark.raw", "call", "1000", env=env)["ms"])
+
+    def run(self) -> None:
+        """Everything that was asked for."""
+        for turn in range(self.repeats):
+            for side in self.sides:
+                again = f"run {turn + 1} of {self.repeats}"
+                if self.wants("drain", "cpu", "memory"):
+                    progress(f"{side.title}: draining, {again}")
+                    self.drain(side, "quorum")
+                if side is AMQPTASKS and self.wants("drain-classic", "cpu-classic"):
+                    progress(f"{side.title}: draining a classic queue, {again}")
+                    self.drain(side, "classic", "-classic")
+                if self.wants("send-cpu", "send-wall", "bulk"):
+                    progress(f"{side.title}: sending, {again}")
+                    self.sending(side)
+                if side in (AMQPTASKS, CELERY) and self.wants("call", "in-flight"):
+                    progress(f"{side.title}: calling, {again}")
+                    self.calling(side)
+            if self.raw:
+                progress(f"raw pika, run {turn + 1} of {self.repeats}")
+                self.floor()
+        if self.wants("import"):
+            progress("whole programs, 10 runs each")
+            self.importing()
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what it was measured."""
+    from importlib.metadata import version
+
+    names = ("amqptasks", "celery", "kombu", "dramatiq", "pika")
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": {name: version(name) for name in names},
+    }
+
+
+def broker_version(url: str) -> str:
+    """RabbitMQ's version."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        return str(connection._impl.server_properties.get("version", b""))
+
+
+def main() -> None:
+    """Parse the options, measure, print, write."""
+    rows = [row.name for row in ROWS]
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure amqptasks beside Celery and Dramatiq.")
+    parser.add_argument("--broker", default=os.environ["BENCH_BROKER_URL"], help="URL (default: a private node)")
+    parser.add_argument("--rows", nargs="+", choices=rows, default=rows, metavar="ROW", help=", ".join(rows))
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
+    parser.add_argument("--no-raw", dest="raw", action="store_false", help="leave out the floor")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of tasks to drain")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--json", type=Path, default=None, help="where to write (default: bench-<time>.json)")
+    options = parser.parse_args()
+    bench = Bench(options.broker, options)
+    about = machine() | {"rabbitmq": broker_version(options.broker)}
+    try:
+        bench.run()
+    finally:
+        if bench.results:
+            print(json.dumps(about))
+            print(render(bench.results, markdown=options.markdown))
+            path = options.json or ROOT / f"bench-{datetime.now():%Y%m%d-%H%M%S}.json"
+            samples = {f"{row} {column}": values for (row, column), values in bench._samples.items()}
+            path.write_text(json.dumps({"about": about, "results": bench.results, "samples": samples}, indent=1) + "\n")
+            print(f"written to {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

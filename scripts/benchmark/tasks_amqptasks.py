@@ -1,0 +1,45 @@
+"""The no-op task in amqptasks. `send`, `burst`, `get`, `flush` are what the clients call on every side."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from amqptasks import App
+
+app = App("bench", broker=os.environ["BENCH_URL"], backend="rpc://")
+app.conf.task_default_queue = os.environ["BENCH_QUEUE"]
+app.conf.task_default_queue_type = os.environ["BENCH_QUEUE_TYPE"]
+app.conf.broker_publish_confirm = bool(os.environ["BENCH_CONFIRM"])
+app.conf.worker_prefetch_multiplier = int(os.environ.get("BENCH_PREFETCH", "64"))
+
+
+@app.task(name="noop")
+def noop() -> None:
+    """Do nothing."""
+
+
+@app.task(name="silent", ignore_result=True)
+def silent() -> None:
+    """Do nothing and keep no result."""
+
+
+def send(*, wanted: bool = False) -> Any:
+    """Send one task; with ``wanted`` its result will be asked for."""
+    return noop.delay() if wanted else silent.delay()
+
+
+def burst(count: int, *, wanted: bool = False) -> list[Any]:
+    """Send many tasks as the system's users would, and be sure that they were sent."""
+    with app.bulk():
+        return [send(wanted=wanted) for _ in range(count)]
+
+
+def get(result: Any) -> Any:
+    """Wait for a result."""
+    return result.get(timeout=60)
+
+
+def flush() -> None:
+    """Let everything that was sent reach the broker."""
+    app.close()

@@ -1,0 +1,41 @@
+"""The no-op task in Celery; see `tasks_amqptasks` for the interface."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery
+
+app = Celery("bench", broker=os.environ["BENCH_URL"].replace("%2F", "/"), backend="rpc://")
+app.conf.task_default_queue = os.environ["BENCH_QUEUE"]
+app.conf.broker_transport_options = {"confirm_publish": bool(os.environ["BENCH_CONFIRM"])}
+app.conf.worker_prefetch_multiplier = int(os.environ.get("BENCH_PREFETCH", "64"))
+app.conf.broker_connection_retry_on_startup = True
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+noop = app.task(name="noop")(_nothing)
+silent = app.task(name="silent", ignore_result=True)(_nothing)
+
+
+def send(*, wanted: bool = False) -> Any:
+    """Send one task."""
+    return noop.delay() if wanted else silent.delay()
+
+
+def burst(count: int, *, wanted: bool = False) -> list[Any]:
+    """Send many tasks."""
+    return [send(wanted=wanted) for _ in range(count)]
+
+
+def get(result: Any) -> Any:
+    """Wait for a result."""
+    return result.get(timeout=60)
+
+
+def flush() -> None:
+    """Let everything that was sent reach the broker: it has, sends are synchronous."""
