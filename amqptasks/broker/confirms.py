@@ -49,7 +49,17 @@ class Interrupted(OperationalError):
 class Outgoing:
     """One message on its way out, and the callback that learns its end: ``on_done(outgoing, error or None)``."""
 
-    __slots__ = ("_claim", "mandatory", "message", "needs", "on_done", "redeclared", "returned", "was_written")
+    __slots__ = (
+        "_claim",
+        "is_impatient",
+        "mandatory",
+        "message",
+        "needs",
+        "on_done",
+        "redeclared",
+        "returned",
+        "was_written",
+    )
 
     def __init__(
         self,
@@ -58,7 +68,9 @@ class Outgoing:
         on_done: Callable[[Outgoing, OperationalError | EncodeError | None], None],
         *,
         mandatory: bool = True,
+        is_impatient: bool = False,
     ) -> None:
+        self.is_impatient = is_impatient
         self.message = message
         self.needs = needs
         self.on_done = on_done
@@ -94,6 +106,8 @@ class ConfirmChannel:
         self._number = 0
         self._frame_max = 131072
         self._tag = 0
+        # No tag below this one is unconfirmed.
+        self._oldest = 1
         self._blocked = False
         self._scheduled = False
         self._queue: deque[Outgoing] = deque()
@@ -118,12 +132,52 @@ class ConfirmChannel:
     def down(self, reason: str) -> None:
         """Forget the connection: what was written is answered with `Interrupted`, what was not stays queued."""
         self._connection = self._declarer = self._channel = None
-        lost = list(self._unconfirmed.values())
+        lost = self._take_unconfirmed()
         suspects, self._suspects = self._suspects, deque()
-        self._unconfirmed = {}
         self._queue.extendleft(reversed(suspects))
         for out in lost:
             self._finish(out, Interrupted(reason, written=True))
+
+    def _take_unconfirmed(self) -> list[Outgoing]:
+        """Empty the table of what is unconfirmed. A thread that is just adding to it notices that the table changed."""
+        table, self._unconfirmed = self._unconfirmed, {}
+        taken = []
+        while table:
+            taken.append(table.popitem()[1])
+        return taken[::-1]
+
+    def send_direct(self, out: Outgoing) -> bool:
+        """Write a message from the calling thread, whichever it is, if that can be done at once; else do nothing.
+
+        It spares a waiting caller the way through the loop's thread. The outcome is told there, as always.
+
+        Raises:
+            Reentered: The caller is a signal handler that interrupted this same method.
+        """
+        connection, channel, declarer = self._connection, self._channel, self._declarer
+        if connection is None or channel is None or declarer is None or self._blocked or self._queue or self._suspects:
+            return False
+        for need in out.needs:
+            if not declarer.has(need.key):
+                return False
+        number, frame_max = self._number, self._frame_max
+        frames = publish_frames(number, out.message, frame_max, mandatory=out.mandatory)
+        if not connection.begin_direct():
+            return False
+        try:
+            unconfirmed = self._unconfirmed
+            if self._channel is not channel or not out.claim():
+                return False
+            self._tag = tag = self._tag + 1
+            unconfirmed[tag] = out
+            out.was_written = True
+            connection.write_direct(frames)
+        finally:
+            connection.end_direct()
+        if unconfirmed is not self._unconfirmed and unconfirmed.pop(tag, None) is not None:
+            # The connection ended meanwhile, and whoever collected what was lost with it did not see this one.
+            self._finish(out, Interrupted("the connection was lost", written=True))
+        return True
 
     def send(self, out: Outgoing) -> None:
         """Send as soon as there is a connection. What is sent in one turn of the loop leaves together."""
@@ -150,20 +204,25 @@ class ConfirmChannel:
             self._pump_suspect(connection)
             return
         queue = self._queue
-        connection.cork()
+        if not queue:
+            return
+        if not connection.cork_exclusively():
+            # A caller's thread is writing, and tags must be given in the order of writing.
+            self._scheduled = True
+            self._loop.call_later(0.0005, self.pump)
+            return
         try:
             while queue:
                 self._offer(connection, queue.popleft())
         finally:
             connection.uncork()
 
-    def fail_unwritten(self, error: OperationalError, which: Callable[[Outgoing], bool]) -> None:
-        """Answer the queued messages that ``which`` picks with an error, instead of keeping them for a connection."""
-        picked = [out for out in self._queue if which(out)]
-        for out in picked:
+    def fail_impatient(self, error: OperationalError) -> None:
+        """Answer the queued messages that are to be tried once only, instead of keeping them for the next
+        connection."""
+        for out in [each for each in self._queue if each.is_impatient]:
             self._queue.remove(out)
-            if out.claim():
-                out.on_done(out, error)
+            self._finish_unwritten(out, error)
 
     def _offer(self, connection: Connection, out: Outgoing) -> None:
         declarer = self._declarer
@@ -198,14 +257,15 @@ class ConfirmChannel:
             out.on_done(out, error)
             return
         out.was_written = True
-        connection.emit(frames)
         if self._confirm:
             self._tag += 1
             self._unconfirmed[self._tag] = out
-        else:
+        connection.emit(frames)
+        if not self._confirm:
             out.on_done(out, None)
 
     def _pump_suspect(self, connection: Connection) -> None:
+        # While there are suspects nothing is sent directly, so tags are given here alone.
         while self._suspects and not self._unconfirmed:
             out = self._suspects.popleft()
             if out.was_written:
@@ -232,6 +292,7 @@ class ConfirmChannel:
         channel.add_on_close_callback(self._channel_closed)
         channel.add_on_return_callback(self._on_return)
         self._tag = 0
+        self._oldest = 1
         self._number = int(channel.channel_number)
         self._frame_max = int(channel.connection.params.frame_max or 131072)
 
@@ -250,8 +311,7 @@ class ConfirmChannel:
             return
         self._channel = None
         reason = f"{getattr(error, 'reply_code', '')} {getattr(error, 'reply_text', error)}".strip()
-        lost = list(self._unconfirmed.values())
-        self._unconfirmed = {}
+        lost = self._take_unconfirmed()
         if len(lost) == 1:
             self._refused(lost[0], error, reason)
         elif lost:
@@ -281,7 +341,7 @@ class ConfirmChannel:
         return True
 
     def _on_return(self, _channel: Channel, method: Any, properties: Any, _body: bytes) -> None:
-        for out in self._unconfirmed.values():
+        for out in list(self._unconfirmed.values()):
             message = out.message
             if (
                 out.returned is None
@@ -302,17 +362,12 @@ class ConfirmChannel:
         is_ack = method.NAME == "Basic.Ack"
         unconfirmed = self._unconfirmed
         tag = method.delivery_tag
-        if method.multiple:
-            settled = []
-            for each in unconfirmed:
-                if each > tag:
-                    break
-                settled.append(each)
-            outs = [unconfirmed.pop(each) for each in settled]
-        else:
-            out = unconfirmed.pop(tag, None)
-            outs = [] if out is None else [out]
-        for out in outs:
+        # Counting tags rather than walking the table: other threads may be adding to it.
+        first = self._oldest if method.multiple else tag
+        for each in range(first, tag + 1):
+            out = unconfirmed.pop(each, None)
+            if out is None:
+                continue
             if out.returned is not None and is_ack:
                 if not self._try_again_declared(out):
                     self._finish(out, Unroutable(f"no queue takes messages to {_address(out)} ({out.returned})"))
@@ -320,7 +375,9 @@ class ConfirmChannel:
                 out.on_done(out, None)
             else:
                 self._finish(out, Interrupted("the broker refused the message (basic.nack)", written=False))
-        if self._suspects:
+        if method.multiple or tag == self._oldest:
+            self._oldest = tag + 1
+        if self._suspects or self._queue:
             self.pump()
 
     def _on_blocked(self, connection: Any, _frame: Any) -> None:

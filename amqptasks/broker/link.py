@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,11 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
         #: Who takes the deliveries of a channel straight from the buffer, by channel number.
         self.on_deliver: dict[int, OnDeliver] = {}
         self._corked: list[bytes] | None = None
+        # Held by whoever writes to the socket. The loop's thread never waits for it: what it cannot write now it keeps.
+        self._write_lock = threading.Lock()
+        self._writer: int | None = None
+        self._is_exclusive = False
+        self._kept: list[bytes] = []
         self._frame_buffer = b""
         super().__init__(*args, **kwargs)
 
@@ -60,11 +66,27 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
         if self._corked is None:
             self._corked = []
 
+    def cork_exclusively(self) -> bool:
+        """As `cork`, and keep other threads from writing until `uncork`; False if one is writing now."""
+        if not self._write_lock.acquire(False):
+            return False
+        self._is_exclusive = True
+        self._corked = []
+        return True
+
     def uncork(self) -> None:
         """Send what was collected."""
         corked, self._corked = self._corked, None
         if corked:
-            self._adapter_emit_data(b"".join(corked))
+            self._kept.extend(corked)
+        if self._is_exclusive:
+            self._is_exclusive = False
+            try:
+                self._write_locked()
+            finally:
+                self._write_lock.release()
+        elif corked:
+            self._write_kept()
 
     def emit(self, frames: bytes) -> None:
         """Send encoded frames as they are."""
@@ -101,23 +123,84 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
         self._frame_buffer = buffer[at:]
 
     def _adapter_emit_data(self, data: bytes) -> None:
+        self._kept.append(data)
+        self._write_kept()
+
+    def _write_kept(self) -> None:
+        if not self._write_lock.acquire(False):
+            # Another thread is writing a message: a matter of microseconds.
+            self._nbio.call_later(0.001, self._write_kept)
+            return
+        try:
+            self._write_locked()
+        finally:
+            self._write_lock.release()
+
+    def _write_locked(self) -> None:
+        kept, self._kept = self._kept, []
+        transport = self._transport
+        if not kept or transport is None:
+            return
+        data = b"".join(kept)
         # Most of the time the socket takes everything at once: writing here saves a turn of the loop and two changes to
         # its poll set. What it does not take waits in pika's buffer, as everything does where there is TLS.
-        transport = self._transport
         if type(transport) is _AsyncPlaintextTransport and not transport.get_write_buffer_size():
-            try:
-                sent = transport._sock.send(data)
-            except OSError:
-                # Full, or broken: pika's own next write finds out which.
-                sent = 0
-            if sent == len(data):
-                return
-            data = data[sent:]
-        transport.write(data)
+            data = data[_send(transport._sock, data) :]
+        if data:
+            transport.write(data)
+
+    # -- writing from other threads
+
+    def begin_direct(self) -> bool:
+        """Take the right to write one message from any thread, if nothing is waiting to be written; end with
+        `end_direct`.
+
+        False where that cannot be had now: hand the message to the loop's thread then.
+
+        Raises:
+            Reentered: This very thread is in the middle of writing: the caller is a signal handler.
+        """
+        if not self._write_lock.acquire(False):
+            if self._writer == threading.get_ident():
+                raise Reentered
+            return False
+        transport = self._transport
+        if self._kept or type(transport) is not _AsyncPlaintextTransport or transport.get_write_buffer_size():
+            self._write_lock.release()
+            return False
+        self._writer = threading.get_ident()
+        return True
+
+    def write_direct(self, frames: bytes) -> None:
+        """Write to the socket, between `begin_direct` and `end_direct`. What it does not take follows from the loop."""
+        transport = self._transport
+        sent = 0 if transport is None else _send(transport._sock, frames)
+        if sent < len(frames):
+            self._kept.insert(0, frames[sent:])
+
+    def end_direct(self) -> None:
+        """Give the right to write back."""
+        self._writer = None
+        self._write_lock.release()
+        if self._kept:
+            self._nbio.add_callback_threadsafe(self._write_kept)
 
     def drop(self, reason: str) -> None:
         """Close the socket at once, without AMQP's good-bye."""
         self._terminate_stream(pika.exceptions.AMQPConnectionError(reason))
+
+
+class Reentered(Exception):
+    """A signal handler interrupted this thread while it was writing to the connection."""
+
+
+def _send(sock: Any, data: bytes) -> int:
+    try:
+        sent: int = sock.send(data)
+    except (OSError, AttributeError):
+        # Full, broken, or closed meanwhile (pika then forgets the socket): the loop's own next step finds out which.
+        return 0
+    return sent
 
 
 class Link:
