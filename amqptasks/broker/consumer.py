@@ -47,7 +47,7 @@ class Delivery:
         self.consumer.ack(self)
 
     def give_back(self) -> None:
-        """Put the message back into its queue (``basic.reject`` with requeue)."""
+        """Put the message back into its queue (``basic.nack`` with requeue)."""
         self.consumer.give_back(self)
 
 
@@ -139,7 +139,8 @@ class QueueConsumer:
         if delivery.epoch != self.epoch or self._channel is None or delivery.tag not in self._outstanding:
             return
         del self._outstanding[delivery.tag]
-        self._channel.basic_reject(delivery.tag, requeue=True)
+        # Not basic.reject: from RabbitMQ 4.3 only that counts as a failed delivery.
+        self._channel.basic_nack(delivery.tag, requeue=True)
 
     def flush(self) -> None:
         """Send the acks that wait: one for the unbroken run of oldest tags, one each for those beyond a gap."""
@@ -186,6 +187,7 @@ class QueueConsumer:
             self._open()
         elif isinstance(error, TopologyConflict) and self._on_refused is not None:
             self._on_refused(self, error)
+            self._later()
         elif self._connection is not None:
             logger.error("Cannot declare queue %r: %s", self.queue, error)
             self._later()

@@ -53,12 +53,18 @@ class Deliveries:
         self._follow_ups = FollowUps(app, hostname)
         self._ledger = Ledger()
         self._accept = accepted(app.conf.accept_content)
+        self._takes_no_more = False
+        self._is_abandoned = False
         self._log_received = logger.isEnabledFor(logging.INFO)
 
     # -- coming in
 
     def on_delivery(self, delivery: Delivery) -> None:
         """Take a message in."""
+        if self._takes_no_more:
+            # It was on its way when consuming was cancelled.
+            delivery.give_back()
+            return
         decision = self._intake.examine(delivery)
         if type(decision) is not Accept:
             self._turn_away(decision)
@@ -141,6 +147,8 @@ class Deliveries:
         """Settle a task that has ended."""
         request.is_done = True
         self._dispatcher.finished(outcome.runtime_s)
+        if not request.is_late and outcome.kind != UNREADABLE:
+            request.ack()
         if outcome.kind == UNREADABLE:
             self._bury(request, dead_letters.UNREADABLE, InvalidTaskError(outcome.reason), outcome.follow_ups)
         elif outcome.kind == REJECTED:
@@ -182,6 +190,8 @@ class Deliveries:
 
     def on_lost(self, request: Request, begun: bool, how: str) -> None:
         """Put right that the place where a task was has died."""
+        if self._is_abandoned:
+            return
         if not begun:
             request.number = 0
             if request.delivery.is_current or request.is_acked:
@@ -274,8 +284,13 @@ class Deliveries:
             request.number = 0
         self._dispatcher.add_first(keep)
 
-    def give_back_waiting(self) -> None:
-        """Put every task that has not begun back into its queue."""
+    def abandon(self) -> None:
+        """Leave everything to the broker, which takes back what is not acked once the connection is closed."""
+        self._takes_no_more = self._is_abandoned = True
+
+    def take_no_more(self) -> None:
+        """Put every task that has not begun back into its queue, and whatever still comes in too."""
+        self._takes_no_more = True
         for request in self._dispatcher.take_back_all():
             self._ledger.forget(request)
             request.give_back()

@@ -23,12 +23,15 @@ logger = logging.getLogger(__name__)
 
 Then = Callable[[], None]
 
+#: With more messages than this waiting for the broker, states that are not final are left out.
+MAX_WAITING_FOR_STATES = 10_000
+
 
 class Settlement:
     """Publishes for the worker and tells when everything of one delivery is confirmed. Belongs to the loop's thread.
 
     Args:
-        on_change: Called when messages were confirmed, so that a paused worker can go on.
+        on_change: Called when the number of unsettled deliveries has changed, so that the worker can pause or go on.
     """
 
     def __init__(self, channel: ConfirmChannel, sender: Sender, hostname: str, on_change: Callable[[], None]) -> None:
@@ -46,6 +49,7 @@ class Settlement:
             then()
             return
         self.unsettled += 1
+        self._on_change()
         request.pending = len(follow_ups)
 
         def one_done(failure: str | None) -> None:
@@ -65,7 +69,10 @@ class Settlement:
             self._send_follow_up(request, each, one_done)
 
     def send_state(self, request: Request, follow_up: FollowUp) -> None:
-        """Publish a state that is not the last; nothing waits for it."""
+        """Publish a state that is not the last; nothing waits for it, and under pressure it is left out."""
+        if self._channel.waiting > MAX_WAITING_FOR_STATES:
+            logger.debug("Left out a state of task %s: too much waits for the broker", request.id)
+            return
         self._send_follow_up(request, follow_up, lambda _failure: None)
 
     def bury(self, request: Request, reason: str, detail: str, then: Then) -> None:
@@ -83,6 +90,7 @@ class Settlement:
     def publish(self, message: EncodedMessage, needs: tuple[Need, ...], what: str, then: Then) -> None:
         """Publish a message that must get through, for as long as that takes, then call ``then``."""
         self.unsettled += 1
+        self._on_change()
 
         def on_done(out: Outgoing, error: OperationalError | EncodeError | None) -> None:
             if error is None:

@@ -79,6 +79,7 @@ class Worker:
         self.concurrency = 1 if self.pool_name == "solo" else int(wanted) if wanted and wanted != "auto" else _cores()
         multiplier = conf.worker_prefetch_multiplier if prefetch_multiplier is None else prefetch_multiplier
         self.prefetch = self.concurrency * int(multiplier)
+        self._settlement_limit: int = conf.worker_settlement_limit
         self._queue_names = None if queues is None else list(queues)
         self._quiet = quiet
         self._exit_code = EXIT_OK
@@ -230,7 +231,7 @@ class Worker:
         self._publish_link.abandon()
 
     def _settled(self) -> None:
-        paused = self._settlement.unsettled >= self.app.conf.worker_settlement_limit
+        paused = self._settlement.unsettled >= self._settlement_limit
         if self._dispatcher.is_paused and not paused:
             self._dispatcher.schedule()
         self._dispatcher.is_paused = paused
@@ -275,7 +276,7 @@ class Worker:
         self._deadline = None if timeout_s is None else monotonic() + timeout_s
         for consumer in self._consumers:
             consumer.stop_consuming()
-        self._deliveries.give_back_waiting()
+        self._deliveries.take_no_more()
         self._wait_for_end()
 
     def _wait_for_end(self) -> None:
@@ -286,8 +287,6 @@ class Worker:
         elif self._deadline is not None and monotonic() > self._deadline:
             self._stop_cold("worker_shutdown_timeout")
         else:
-            # What came in while the cancel was on its way goes back too.
-            self._deliveries.give_back_waiting()
             self.loop.call_later(LOOK_S, self._wait_for_end)
 
     def _stop_cold(self, why: str) -> None:
@@ -298,6 +297,7 @@ class Worker:
         logger.warning("%s: cold shutdown, %d running tasks are abandoned", why, self._dispatcher.running)
         print(f"\nworker: Cold shutdown ({self.hostname})", file=sys.__stdout__, flush=True)
         signals.worker_shutting_down.send(self.hostname, sig=why, how="Cold", exitcode=EXIT_FAILURE)
+        self._deliveries.abandon()
         self.pool.kill()
         self._farewell()
 
