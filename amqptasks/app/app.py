@@ -16,15 +16,11 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from datetime import tzinfo
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from amqptasks.app.registry import TaskRegistry
 from amqptasks.app.sender import Bulk, Sender
 from amqptasks.app.task import Task as TaskType
-from amqptasks.broker.link import Backoff
-from amqptasks.broker.loop import LoopThread
-from amqptasks.broker.parameters import Endpoint, endpoints
-from amqptasks.broker.publisher import Publisher
 from amqptasks.canvas.signature import Signature
 from amqptasks.entities import Queue
 from amqptasks.exceptions import ImproperlyConfigured
@@ -35,6 +31,12 @@ from amqptasks.settings import Conf, broker_urls
 from amqptasks.signals import Signal
 from amqptasks.urls import mask_url
 from amqptasks.wire.serializers import Limits, accepted
+
+if TYPE_CHECKING:
+    # At run time these come in with the first connection: a program that only defines tasks should not pay for pika.
+    from amqptasks.broker.loop import LoopThread
+    from amqptasks.broker.parameters import Endpoint
+    from amqptasks.broker.publisher import Publisher
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -354,6 +356,8 @@ class App:
         if self._thread is None:
             with self._lock:
                 if self._thread is None:
+                    from amqptasks.broker.loop import LoopThread
+
                     self._thread = LoopThread("amqptasks")
         return self._thread
 
@@ -364,6 +368,9 @@ class App:
         if publisher is None:
             with self._lock:
                 if self._publisher is None:
+                    from amqptasks.broker.link import Backoff
+                    from amqptasks.broker.publisher import Publisher
+
                     conf = self.conf
                     self._publisher = Publisher(
                         self.thread,
@@ -381,6 +388,8 @@ class App:
         Raises:
             ImproperlyConfigured: A URL cannot be used.
         """
+        from amqptasks.broker.parameters import endpoints
+
         conf = self.conf
         return endpoints(
             broker_urls(conf),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
-from amqptasks.broker.publisher import PublishPolicy
+from amqptasks.broker.needs import PublishPolicy
 from amqptasks.clock import as_utc, parse_moment, utcnow
 
 #: Call options that become AMQP properties as they are.

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from amqptasks import signals
 from amqptasks.app import context
@@ -30,10 +30,7 @@ from amqptasks.app.options import (
     write_options,
 )
 from amqptasks.app.routing import ADDRESS_OPTIONS, Route, Routing
-from amqptasks.broker.confirms import Need
-from amqptasks.broker.delays import Ladder
-from amqptasks.broker.publisher import Publisher, PublishPolicy, Sending
-from amqptasks.broker.topology import plan as declaration_plan
+from amqptasks.broker.needs import Need, PublishPolicy
 from amqptasks.clock import utcnow
 from amqptasks.entities import Queue
 from amqptasks.exceptions import BulkError, EncodeError, ImproperlyConfigured, MaybeSent, OperationalError
@@ -43,6 +40,11 @@ from amqptasks.wire.compression import compress
 from amqptasks.wire.message import EncodedMessage, Message, encode
 from amqptasks.wire.reprs import short_repr
 from amqptasks.wire.serializers import dumps, explain_unencodable
+
+if TYPE_CHECKING:
+    # At run time these come in with the first send: a program that only defines tasks should not pay for pika.
+    from amqptasks.broker.delays import Ladder
+    from amqptasks.broker.publisher import Publisher, Sending
 
 
 class SendingApp(Protocol):
@@ -382,6 +384,8 @@ class Sender:
         conf = self._app.conf
         state = self._state
         if state is None or state.version != conf.version:
+            from amqptasks.broker.delays import Ladder
+
             ladder = Ladder(conf.task_queue_prefix, conf.delay_queue_type)
             steps = ladder.steps()
             state = _State(conf.version, Routing(conf), ladder, Need(ladder.due, lambda _version: steps))
@@ -431,6 +435,8 @@ class Sender:
         state = self._current()
         need = state.needs.get(queue.name)
         if need is None:
+            from amqptasks.broker.topology import plan as declaration_plan
+
             default_type = self._app.conf.task_default_queue_type
             need = Need(
                 f"queue {queue.name}",

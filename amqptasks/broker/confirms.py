@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import pika.exceptions
@@ -20,22 +19,11 @@ from amqptasks.broker.declarer import Declarer
 from amqptasks.broker.frames import publish_frames
 from amqptasks.broker.link import Connection
 from amqptasks.broker.loop import Loop
-from amqptasks.broker.topology import Step
+from amqptasks.broker.needs import Need
 from amqptasks.exceptions import EncodeError, NotSent, OperationalError, TopologyConflict, Unroutable
 from amqptasks.wire.message import EncodedMessage
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What must be declared before a message can be sent: a name to remember it by, and how to get the steps.
-
-    The steps depend on the broker's version, which only an open connection knows.
-    """
-
-    key: str
-    steps: Callable[[tuple[int, ...] | None], Sequence[Step]]
 
 
 class Interrupted(OperationalError):

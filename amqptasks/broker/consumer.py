@@ -14,11 +14,11 @@ from typing import Any
 
 from pika.channel import Channel
 
-from amqptasks.broker.confirms import Need
 from amqptasks.broker.declarer import Declarer
 from amqptasks.broker.incoming import Properties
 from amqptasks.broker.link import Backoff, Connection
 from amqptasks.broker.loop import Loop
+from amqptasks.broker.needs import Need
 from amqptasks.exceptions import OperationalError, TopologyConflict
 
 logger = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Need, Outgoing
+from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Outgoing
 from amqptasks.broker.declarer import Declarer
 from amqptasks.broker.link import Backoff, Connection, Link, Reentered
 from amqptasks.broker.loop import LoopThread
+from amqptasks.broker.needs import Need, PublishPolicy
 from amqptasks.broker.parameters import Endpoint
 from amqptasks.exceptions import BrokerUnavailable, EncodeError, MaybeSent, NotSent, OperationalError
 from amqptasks.wire.message import EncodedMessage
@@ -29,24 +29,6 @@ logger = logging.getLogger(__name__)
 
 #: How long the exit of the program waits for messages sent without confirms to leave, seconds.
 EXIT_FLUSH_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class PublishPolicy:
-    """How long and how often a send is tried. The total time rules; the rest spaces the tries within it.
-
-    Args:
-        max_retries: Tries after the first; None for as many as the time allows.
-        interval_start_s: The wait before the first retry; each further one grows by ``interval_step_s`` up to
-        ``interval_max_s``.
-    """
-
-    timeout_s: float = 10.0
-    retry: bool = True
-    max_retries: int | None = 3
-    interval_start_s: float = 0.0
-    interval_step_s: float = 0.2
-    interval_max_s: float = 1.0
 
 
 class Sending:

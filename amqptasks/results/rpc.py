@@ -17,11 +17,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from amqptasks.broker.confirms import Need
 from amqptasks.broker.consumer import Delivery, QueueConsumer
 from amqptasks.broker.declarer import Declarer
 from amqptasks.broker.link import Backoff, Connection, Link
 from amqptasks.broker.loop import LoopThread
+from amqptasks.broker.needs import Need
 from amqptasks.broker.parameters import Endpoint
 from amqptasks.broker.topology import DeclareQueue, Step
 from amqptasks.exceptions import BackendError, ContentError, ResultUnreachable

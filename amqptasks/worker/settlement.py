@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable
 
 from amqptasks.app.sender import Sender
-from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Need, Outgoing
+from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Outgoing
+from amqptasks.broker.needs import Need
 from amqptasks.broker.topology import dead_letter_queue
 from amqptasks.exceptions import EncodeError, OperationalError, QueueNotFound, Unroutable
 from amqptasks.wire.message import EncodedMessage
