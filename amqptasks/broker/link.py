@@ -19,7 +19,7 @@ import pika.exceptions
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 
 from amqptasks.broker.incoming import OnDeliver, is_delivery, read_delivery, read_frame
-from amqptasks.broker.loop import Loop
+from amqptasks.broker.loop import Loop, LoopThread
 from amqptasks.broker.parameters import Endpoint
 from amqptasks.broker.topology import server_version
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: How long a polite close may take before the socket is dropped, seconds.
 CLOSE_GRACE_S = 0.5
+#: How often a stopped link looks whether its sockets are closed, seconds.
+CLOSE_LOOK_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,15 +264,32 @@ class Link:
             self._loop.remove_timeout(self._timer)
             self._attempt()
 
-    def stop(self) -> None:
-        """Close for good: politely for `CLOSE_GRACE_S`, then by dropping the socket. Returns at once."""
+    def stop(self, then: Callable[[], None] | None = None) -> None:
+        """Close for good: politely for `CLOSE_GRACE_S`, then by dropping the socket. Returns at once.
+
+        ``then`` is called when no socket is left.
+        """
         self._wanted = False
         if self._timer is not None:
             self._loop.remove_timeout(self._timer)
             self._timer = None
-        for connection in (self.connection, self._connecting):
-            if connection is not None:
-                self._close(connection)
+        closing = [each for each in (self.connection, self._connecting) if each is not None]
+        for connection in closing:
+            self._close(connection)
+        if then is not None:
+            self._when_closed(closing, then)
+
+    def close(self, thread: LoopThread, timeout_s: float) -> None:
+        """`stop` it from another thread than its loop's, and wait until no socket is left, at most ``timeout_s``."""
+        closed = threading.Event()
+        thread.call(lambda: self.stop(closed.set))
+        closed.wait(timeout_s)
+
+    def _when_closed(self, closing: list[Connection], then: Callable[[], None]) -> None:
+        if all(each.is_closed for each in closing):
+            then()
+        else:
+            self._loop.call_later(CLOSE_LOOK_S, lambda: self._when_closed(closing, then))
 
     def drop(self, reason: str) -> None:
         """End the present connection at once; a new one follows."""

@@ -116,20 +116,6 @@ class LoopThread:
         """Call from the loop's thread, as soon as possible."""
         self.loop().call_threadsafe(callback)
 
-    def run(self, function: Callable[[], None], timeout_s: float) -> bool:
-        """Call from the loop's thread and wait until it has returned; False when that took longer than
-        ``timeout_s``."""
-        done = threading.Event()
-
-        def call() -> None:
-            try:
-                function()
-            finally:
-                done.set()
-
-        self.call(call)
-        return done.wait(timeout_s)
-
     def stop(self, timeout_s: float) -> bool:
         """End the loop and its thread; False when the thread did not end in time. Safe twice and before any use."""
         with self._lock:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: How long the exit of the program waits for messages sent without confirms to leave, seconds.
 EXIT_FLUSH_S = 2.0
+#: How long closing waits for the connection's end, seconds.
+CLOSE_TIMEOUT_S = 1.0
 
 
 class Sending:
@@ -347,7 +349,7 @@ class Publisher:
 
         self._thread.call(look)
         idle.wait(timeout_s)
-        self._thread.run(link.stop, 1.0)
+        link.close(self._thread, CLOSE_TIMEOUT_S)
         with self._start_lock:
             self._started = False
 

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 QUEUE_GRACE_S = 3600.0
 #: Answers the broker may send ahead of their acks.
 PREFETCH = 1000
-#: How long closing waits for the loop, seconds.
+#: How long closing waits for the connection's end, seconds.
 CLOSE_TIMEOUT_S = 1.0
 
 
@@ -247,7 +247,7 @@ class RpcBackend(ResultBackend):
             for waiter in slot.waiters or ():
                 waiter.wake()
         if link is not None and not self._thread.is_current:
-            self._thread.run(link.stop, CLOSE_TIMEOUT_S)
+            link.close(self._thread, CLOSE_TIMEOUT_S)
 
     def _slot(self, task_id: str) -> _Slot:
         slot = self._slots.get(task_id)
