@@ -70,7 +70,7 @@ class Context:
         "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id",
         "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers",
         "stamps", "headers", "properties", "reply_to", "correlation_id", "hostname", "delivery_info", "args", "kwargs",
-        "is_eager", "callbacks", "errbacks", "chain", "chord", "called_directly",
+        "is_eager", "callbacks", "errbacks", "chain", "chord", "called_directly", "_protected",
     )  # fmt: skip
 
     def __init__(self, *args: Mapping[str, Any], **fields: Any) -> None:

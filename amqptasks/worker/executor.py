@@ -184,6 +184,8 @@ def make_request(headers: dict[str, Any], body: TaskBody) -> Context:
     """Make the request of a message: its fields, and what the user put among its headers."""
     request = Context()
     fields = request.__dict__
+    # As Celery sends it where there are no limits, so that a task may index it.
+    fields["timelimit"] = [None, None]
     own: dict[str, Any] | None = None
     for key, value in headers.items():
         if key in FIELD_HEADERS:
