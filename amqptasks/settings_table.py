@@ -47,8 +47,9 @@ _GENERAL: Final = (
     _S(
         "accept_content",
         names,
-        ("json",),
+        ("json", "msgpack"),
         "Serializers (names or MIME types) whose messages are read; all others are refused.",
+        ours="json alone in Celery",
     ),
     _S("result_accept_content", names.or_none(), None, "The same for results; None: as `accept_content`."),
     _S("enable_utc", boolean, True, "Dates in messages are UTC; False: in `timezone`."),
