@@ -47,7 +47,7 @@ CELERY = Side(
 )  # fmt: skip
 DRAMATIQ = Side(
     "dramatiq", "Dramatiq",
-    ("-m", "dramatiq", "tasks_dramatiq", "--processes", str(CHILDREN), "--threads", "1"),
+    ("-m", "dramatiq", "tasks_dramatiq", "--processes", str(CHILDREN), "--threads", "8"),
     30_000,
 )  # fmt: skip
 SIDES = {side.name: side for side in (AMQPTASKS, CELERY, DRAMATIQ)}

@@ -43,6 +43,8 @@ class Row:
 ROWS = (
     Row("drain", "drain", "tasks/s", 0, (Limit(4, "celery", True), Limit(2, "dramatiq", True))),
     Row("cpu", "worker CPU a task, parent + children", "us", 1, (Limit(60),)),
+    Row("drain-default", "drain, default prefetch", "tasks/s", 0),
+    Row("cpu-default", "worker CPU a task, default prefetch", "us", 1),
     Row("drain-classic", "drain, classic queue", "tasks/s", 0),
     Row("cpu-classic", "worker CPU a task, classic queue", "us", 1),
     Row("send-cpu", "delay() CPU, confirms off", "us", 1, (Limit(50),)),
@@ -66,7 +68,7 @@ def verdict(row: Row, figures: Mapping[str, float]) -> str:
 def render(results: Figures, *, markdown: bool = False) -> str:
     """The table as text, with the ratios of ours to each peer's."""
     head = ("figure", "unit", "amqptasks", "Celery", "Dramatiq", "raw pika", "x Celery", "x Dramatiq", "must reach", "")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for row in ROWS:
         figures = results.get(row.name)
         if not figures:
@@ -85,6 +87,8 @@ def render(results: Figures, *, markdown: bool = False) -> str:
     widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
     right = range(2, 8)
     return "\n".join(
-        "  ".join(f"{c:>{w}}" if n in right else f"{c:<{w}}" for n, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "  ".join(
+            f"{c:>{w}}" if n in right else f"{c:<{w}}" for n, (c, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
     )

@@ -11,7 +11,8 @@ app = App("bench", broker=os.environ["BENCH_URL"], backend="rpc://")
 app.conf.task_default_queue = os.environ["BENCH_QUEUE"]
 app.conf.task_default_queue_type = os.environ["BENCH_QUEUE_TYPE"]
 app.conf.broker_publish_confirm = bool(os.environ["BENCH_CONFIRM"])
-app.conf.worker_prefetch_multiplier = int(os.environ.get("BENCH_PREFETCH", "64"))
+if os.environ.get("BENCH_PREFETCH"):
+    app.conf.worker_prefetch_multiplier = int(os.environ["BENCH_PREFETCH"])
 
 
 @app.task(name="noop")

@@ -10,7 +10,8 @@ from celery import Celery
 app = Celery("bench", broker=os.environ["BENCH_URL"].replace("%2F", "/"), backend="rpc://")
 app.conf.task_default_queue = os.environ["BENCH_QUEUE"]
 app.conf.broker_transport_options = {"confirm_publish": bool(os.environ["BENCH_CONFIRM"])}
-app.conf.worker_prefetch_multiplier = int(os.environ.get("BENCH_PREFETCH", "64"))
+if os.environ.get("BENCH_PREFETCH"):
+    app.conf.worker_prefetch_multiplier = int(os.environ["BENCH_PREFETCH"])
 app.conf.broker_connection_retry_on_startup = True
 
 

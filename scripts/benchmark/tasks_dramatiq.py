@@ -18,7 +18,7 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-silent = dramatiq.actor(_nothing, actor_name="silent", queue_name=os.environ["BENCH_QUEUE"])
+silent = dramatiq.actor(actor_name="silent", queue_name=os.environ["BENCH_QUEUE"])(_nothing)
 
 
 def send(*, wanted: bool = False) -> Any:
