@@ -82,6 +82,7 @@ class Plan:
     delivery_mode: int
     priority: int | None
     ignore_result: bool
+    keeps_errors: bool
     wants_answer: bool
     expires: Any
     policy: PublishPolicy
@@ -219,14 +220,15 @@ class Sender:
         if collector is not None:
             self._collect(collector, encode(message, exchange, routing_key), plan, exchange)
             return AsyncResult(task_id, backend=backend, task_name=name, app=app)
-        if not ignore_result:
+        is_awaited = not ignore_result or plan.keeps_errors
+        if is_awaited:
             backend.expect(task_id)
         try:
             self._publish(name, task_id, encode(message, exchange, routing_key), needs, options, plan)
         except MaybeSent:
             raise
         except BaseException:
-            if not ignore_result:
+            if is_awaited:
                 backend.forget(task_id)
             raise
         if signals.after_task_publish:
@@ -234,7 +236,7 @@ class Sender:
                 name, body=message.body, headers=message.headers, exchange=exchange, routing_key=routing_key
             )
         result = AsyncResult(task_id, backend=backend, task_name=name, app=app)
-        result.ignored = ignore_result
+        result.ignored = not is_awaited
         running = context.current()
         if running is not None and options.get("add_to_parent", True) and running.task.trail:
             running.request.children.append(result)
@@ -306,6 +308,9 @@ class Sender:
         headers["origin"] = self._who()
         if ignore_result:
             headers["ignore_result"] = True
+        elif options and options.get("ignore_result") is not None:
+            # A call may want the result that its task or its worker would ignore.
+            headers["ignore_result"] = False
         priority, delivery_mode, serializer = plan.priority, plan.delivery_mode, plan.serializer
         compression, reply_to = plan.compression, None
         exchange, routing_key, needs = plan.route.exchange, plan.route.routing_key, plan.needs
@@ -322,11 +327,7 @@ class Sender:
         collector = _collector.get()
         if collector is not None:
             reply_to = reply_to or collector.reply_to
-        elif (
-            plan.wants_answer
-            and reply_to is None
-            and (not ignore_result or self._app.conf.task_store_errors_even_if_ignored)
-        ):
+        elif plan.wants_answer and reply_to is None and (not ignore_result or plan.keeps_errors):
             reply_to = self._app.backend.reply_to()
             need = getattr(self._app.backend, "need", None)
             if need is not None:
@@ -424,6 +425,7 @@ class Sender:
             delivery_mode=1 if first(mode, conf.task_default_delivery_mode) in (1, "transient") else 2,
             priority=option("priority", "task_default_priority"),
             ignore_result=bool(option("ignore_result", "task_ignore_result")),
+            keeps_errors=bool(option("store_errors_even_if_ignored", "task_store_errors_even_if_ignored")),
             wants_answer=self._app.backend.in_message,
             expires=option("expires", None),
             policy=policy_of(conf),

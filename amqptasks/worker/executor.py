@@ -26,7 +26,7 @@ from amqptasks.wire.pipe import encode_frame
 from amqptasks.wire.reprs import short_repr
 from amqptasks.wire.serializers import accepted
 from amqptasks.wire.task import TaskBody, read_body
-from amqptasks.worker.follow_ups import FollowUps, wants_result
+from amqptasks.worker.follow_ups import FollowUps, keeps_errors, wants_result
 from amqptasks.worker.outcome import FAILED, IGNORED, MESSAGE, REJECTED, SUCCEEDED, UNREADABLE, FollowUp, Outcome
 
 logger = logging.getLogger(TASK_LOGGER + ".trace")
@@ -123,6 +123,8 @@ class Executor:
             follow_ups = self._follow_ups.after_success(request, value)
             if wants_result(self.app, task, request, SUCCESS):
                 follow_ups += self._follow_ups.answer(request, self._follow_ups.record(request, SUCCESS, value))
+            elif keeps_errors(self.app, task):
+                follow_ups += self._follow_ups.answer(request, self._follow_ups.record(request, SUCCESS, None))
         except EncodeError as error:
             return self._failed(task, request, error, runtime_s), FAILURE
         if signals.task_success:

@@ -139,14 +139,16 @@ class FollowUps:
 
 def wants_result(app: App, task: Any, request: Context, state: str) -> bool:
     """Whether a caller may see this result: ``ignore_result`` in all its places, and errors kept in spite of it."""
-    ignore = request.ignore_result
-    if not ignore and task is not None and task.ignore_result is not None and "ignore_result" not in request.__dict__:
+    ignore = request.__dict__.get("ignore_result")
+    if ignore is None and task is not None:
         ignore = task.ignore_result
-    elif not ignore and "ignore_result" not in request.__dict__:
-        ignore = app.conf.task_ignore_result
-    if not ignore:
+    if not (app.conf.task_ignore_result if ignore is None else ignore):
         return True
-    if state in (SUCCESS,):
-        return False
-    keep = task.store_errors_even_if_ignored if task is not None else None
-    return bool(app.conf.task_store_errors_even_if_ignored if keep is None else keep) and state in (FAILURE, REVOKED)
+    return state in (FAILURE, REVOKED) and keeps_errors(app, task)
+
+
+def keeps_errors(app: App, task: Any) -> bool:
+    """Whether errors are told even if the result is ignored. Then a success is told too, without its value: who waits
+    for an error must learn that there is none."""
+    keep = None if task is None else task.store_errors_even_if_ignored
+    return bool(app.conf.task_store_errors_even_if_ignored if keep is None else keep)
