@@ -137,7 +137,8 @@ def read_properties(buffer: bytes, at: int, end: int, flags: int) -> Properties:
     properties = Properties()
     try:
         _read(properties, buffer, at, end, flags)
-    except (ValueError, IndexError, struct.error, OverflowError, ArithmeticError):
+    except (ValueError, IndexError, struct.error, ArithmeticError, OSError):
+        # OSError: what the C library says to a moment some billions of years from now.
         malformed = Properties()
         malformed.is_malformed = True
         return malformed
@@ -170,8 +171,14 @@ def _read(properties: Properties, buffer: bytes, at: int, end: int, flags: int) 
         properties.correlation_id, at = _text(buffer, at)
     if flags & 0x0200:
         properties.reply_to, at = _text(buffer, at)
-    if not flags & 0x01FC:
-        return
+    if flags & 0x01FC:
+        at = _read_rare(properties, buffer, at, flags)
+    if at != end:
+        # Texts were cut from the buffer without looking: what is longer than its frame took what is behind it.
+        raise ValueError("the properties do not end where their frame does")
+
+
+def _read_rare(properties: Properties, buffer: bytes, at: int, flags: int) -> int:
     if flags & 0x0100:
         properties.expiration, at = _text(buffer, at)
     if flags & 0x0080:
@@ -187,6 +194,7 @@ def _read(properties: Properties, buffer: bytes, at: int, end: int, flags: int) 
         properties.app_id, at = _text(buffer, at)
     if flags & 0x0004:
         properties.cluster_id, at = _text(buffer, at)
+    return at
 
 
 def _table(buffer: bytes, at: int, end: int, depth: int) -> dict[str, Any]:
@@ -206,6 +214,8 @@ def _table(buffer: bytes, at: int, end: int, depth: int) -> dict[str, Any]:
                 table[key] = buffer[start:at]
         else:
             table[key], at = _value(buffer, stop, end, depth)
+    if at != end:
+        raise ValueError("a value is longer than its table")
     return table
 
 
@@ -255,5 +265,7 @@ def _value(buffer: bytes, at: int, end: int, depth: int) -> tuple[Any, int]:
         while at < stop:
             item, at = _value(buffer, at, stop, depth + 1)
             items.append(item)
+        if at != stop:
+            raise ValueError("a value is longer than its array")
         return items, stop
     raise ValueError(f"header value of unknown type {kind}")
