@@ -93,6 +93,8 @@ class QueueConsumer:
         self._channel: Channel | None = None
         self._consumer_tag: str | None = None
         self._wanted = True
+        self._is_consuming = False
+        self._consumers = 0
         self._failures = 0
         self._backoff = Backoff(base_s=0.1, max_s=10.0)
         # Deliveries not yet acked, in the order of their tags, and those of them that wait for the turn's end.
@@ -102,7 +104,7 @@ class QueueConsumer:
     @property
     def is_consuming(self) -> bool:
         """Whether the broker may send deliveries now."""
-        return self._consumer_tag is not None
+        return self._is_consuming
 
     @property
     def outstanding(self) -> int:
@@ -125,6 +127,20 @@ class QueueConsumer:
         channel, tag, self._consumer_tag = self._channel, self._consumer_tag, None
         if channel is not None and tag is not None and channel.is_open:
             channel.basic_cancel(tag, callback=lambda _frame: None)
+
+    def set_prefetch(self, prefetch: int) -> None:
+        """Change how much the broker may have outstanding. AMQP knows that only for a new consumer, so this makes one."""
+        if prefetch == self._prefetch:
+            return
+        self._prefetch = prefetch
+        channel, tag, self._consumer_tag = self._channel, self._consumer_tag, None
+        if channel is not None and tag is not None and channel.is_open:
+            channel.basic_cancel(tag, callback=lambda _frame: self._qos(channel))
+
+    def _qos(self, channel: Channel | None) -> None:
+        if self._channel is not None and channel is self._channel and channel.is_open:
+            # Per consumer, never global: a quorum queue closes the whole connection on global QoS (540).
+            channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _frame: self._consume(channel))
 
     def ack(self, delivery: Delivery) -> None:
         """Ack one delivery at the end of the turn; a stale one is left alone, for the broker has it back."""
@@ -203,8 +219,7 @@ class QueueConsumer:
         self._channel = channel
         channel.add_on_close_callback(self._closed)
         channel.add_on_cancel_callback(self._cancelled)
-        # Per consumer, never global: a quorum queue closes the whole connection on global QoS (540).
-        channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _frame: self._consume(channel))
+        self._qos(channel)
 
     def _consume(self, channel: Channel) -> None:
         if self._channel is None or channel is not self._channel or not self._wanted:
@@ -225,11 +240,13 @@ class QueueConsumer:
 
         def consuming(_frame: Any) -> None:
             self._failures = 0
+            self._is_consuming = True
             if self._on_consuming is not None:
                 self._on_consuming(self)
 
         channel.connection.on_deliver[channel.channel_number] = deliver
-        tag = f"{self._tag_prefix}.{self.queue}.{epoch}"[:255]
+        self._consumers += 1
+        tag = f"{self._tag_prefix}.{self.queue}.{epoch}.{self._consumers}"[:255]
         self._consumer_tag = channel.basic_consume(
             self.queue, deliver_by_pika, consumer_tag=tag, arguments=self._arguments, callback=consuming
         )
@@ -273,6 +290,7 @@ class QueueConsumer:
             self._connection.on_deliver.pop(self._channel.channel_number, None)
         self._channel = None
         self._consumer_tag = None
+        self._is_consuming = False
         self.epoch += 1
         self._outstanding = {}
         self._acked = set()

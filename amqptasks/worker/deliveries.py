@@ -284,6 +284,12 @@ class Deliveries:
             request.number = 0
         self._dispatcher.add_first(keep)
 
+    def give_back_beyond(self, count: int) -> None:
+        """Put the waiting tasks beyond this many back into their queues, for other workers."""
+        for request in self._dispatcher.pop_beyond(count):
+            self._ledger.forget(request)
+            request.give_back()
+
     def abandon(self) -> None:
         """Leave everything to the broker, which takes back what is not acked once the connection is closed."""
         self._takes_no_more = self._is_abandoned = True

@@ -26,6 +26,12 @@ STUCK_S = 0.02
 SWEEP_S = 0.01
 #: Weight of the newest run in the mean.
 _WEIGHT = 0.1
+#: After so many short runs in a row the pace is called short; a run of `LONG_S` seconds ends it.
+SHORT_RUNS = 100
+LONG_S = 0.05
+#: How long the pace is not called short again after it was found not to be; doubles each time, up to the second. Seconds.
+PACE_HOLD_S = 5.0
+PACE_HOLD_MAX_S = 300.0
 
 
 class Dispatcher:
@@ -34,9 +40,16 @@ class Dispatcher:
     Args:
         slots: The pool's slots, as they are now.
         on_begun: Called with a task once it is known to have begun, if it asks to be acked then.
+        on_pace: Called with True when tasks have turned out to be short, with False when that is over.
     """
 
-    def __init__(self, loop: Loop, slots: Callable[[], list[Slot]], on_begun: Callable[[Request], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        slots: Callable[[], list[Slot]],
+        on_begun: Callable[[Request], None],
+        on_pace: Callable[[bool], None],
+    ) -> None:
         self.waiting: deque[Request] = deque()
         self.is_paused = False
         self._loop = loop
@@ -46,6 +59,11 @@ class Dispatcher:
         self._mean_s = 1.0
         self._scheduled = False
         self._sweeping = False
+        self._on_pace = on_pace
+        self._is_short = False
+        self._short_runs = 0
+        self._short_again_at = 0.0
+        self._hold_s = PACE_HOLD_S
 
     def add(self, request: Request) -> None:
         """Take a task in; it is handed out at the end of the turn."""
@@ -68,10 +86,30 @@ class Dispatcher:
         # One long run ends the sending ahead at once; it takes several short ones to begin it again.
         if runtime_s > SHORT_S:
             self._mean_s = max(runtime_s, self._mean_s)
+            self._short_runs = 0
+            if runtime_s > LONG_S and self._is_short:
+                self._end_short_pace()
         else:
             self._mean_s += (runtime_s - self._mean_s) * _WEIGHT
+            self._short_runs += 1
+            if self._short_runs == SHORT_RUNS and not self._is_short:
+                self._begin_short_pace()
         if self.waiting:
             self.schedule()
+
+    def _begin_short_pace(self) -> None:
+        if monotonic() < self._short_again_at:
+            self._short_runs = 0
+            return
+        self._is_short = True
+        self._on_pace(True)
+
+    def _end_short_pace(self) -> None:
+        self._is_short = False
+        self._short_runs = 0
+        self._short_again_at = monotonic() + self._hold_s
+        self._hold_s = min(self._hold_s * 2, PACE_HOLD_MAX_S)
+        self._on_pace(False)
 
     def take_back_all(self) -> list[Request]:
         """Return every task that has not begun, those already sent to slots included."""
@@ -83,9 +121,10 @@ class Dispatcher:
         self.waiting.clear()
         return taken
 
-    def remove(self, unwanted: Callable[[Request], bool]) -> None:
-        """Forget waiting tasks, because their messages have gone back to the broker."""
-        self.waiting = deque(each for each in self.waiting if not unwanted(each))
+    def pop_beyond(self, count: int) -> list[Request]:
+        """Return, and no longer keep, the waiting tasks beyond the first ``count``."""
+        popped = [self.waiting.pop() for _ in range(len(self.waiting) - count)]
+        return popped[::-1]
 
     @property
     def running(self) -> int:
@@ -130,6 +169,8 @@ class Dispatcher:
             if len(slot.assigned) > 1 and slot.assigned[0].number == begun and now - started > STUCK_S:
                 self._mean_s = max(self._mean_s, now - started)
                 self.add_first(slot.take_back())
+            if self._is_short and slot.assigned and slot.assigned[0].number == begun and now - started > LONG_S:
+                self._end_short_pace()
         self._sweeping = is_busy
         if is_busy:
             self._loop.call_later(SWEEP_S, self._sweep)

@@ -15,7 +15,7 @@ from amqptasks.app.context import Context
 from amqptasks.canvas.signature import maybe_signature
 from amqptasks.exceptions import AmqptasksError
 from amqptasks.results.record import ResultRecord
-from amqptasks.states import FAILURE, REVOKED, SUCCESS
+from amqptasks.states import FAILURE, REVOKED
 from amqptasks.wire.failures import to_plain
 from amqptasks.wire.message import encode
 from amqptasks.wire.reprs import printable

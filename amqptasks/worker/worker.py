@@ -35,6 +35,8 @@ from amqptasks.worker.settlement import Settlement
 
 logger = logging.getLogger("amqptasks.worker")
 
+#: The prefetch multiplier while tasks are very short, where none is set.
+SHORT_MULTIPLIER = 64
 EXIT_OK = 0
 EXIT_FAILURE = 1
 POOLS = ("prefork", "solo", "threads")
@@ -79,6 +81,9 @@ class Worker:
         self.concurrency = 1 if self.pool_name == "solo" else int(wanted) if wanted and wanted != "auto" else _cores()
         multiplier = conf.worker_prefetch_multiplier if prefetch_multiplier is None else prefetch_multiplier
         self.prefetch = self.concurrency * int(multiplier)
+        # Whoever sets the multiplier means it. Left alone, it is for tasks of some length.
+        is_default = prefetch_multiplier is None and "worker_prefetch_multiplier" not in conf.changed()
+        self.short_prefetch = self.concurrency * SHORT_MULTIPLIER if is_default else self.prefetch
         self._settlement_limit: int = conf.worker_settlement_limit
         self._queue_names = None if queues is None else list(queues)
         self._quiet = quiet
@@ -122,7 +127,9 @@ class Worker:
         self._publish_link = self._link("worker publisher", self._publish_up, self._publish_down, backoff)
         self._consume_link = self._link("worker consumer", self._consume_up, self._consume_down, backoff)
         self._executor = Executor(app, self.hostname)
-        self._dispatcher = Dispatcher(loop, lambda: self.pool.slots, lambda request: self._deliveries.begun(request))
+        self._dispatcher = Dispatcher(
+            loop, lambda: self.pool.slots, lambda request: self._deliveries.begun(request), self._on_pace
+        )
         self._deliveries = Deliveries(app, self.hostname, self._dispatcher, self._settlement)
         events = PoolEvents(
             self._deliveries.on_outcome,
@@ -229,6 +236,17 @@ class Worker:
     def _abandon_connections(self) -> None:
         self._consume_link.abandon()
         self._publish_link.abandon()
+
+    def _on_pace(self, is_short: bool) -> None:
+        """Prefetch more while tasks are so short that acks and deliveries take longer than they do."""
+        if self.short_prefetch == self.prefetch or self._stopping:
+            return
+        for queue, consumer in zip(self.queues, self._consumers, strict=True):
+            # A new consumer would go to the end of the line where only the first is active.
+            if not (queue.queue_arguments or {}).get("x-single-active-consumer"):
+                consumer.set_prefetch(self.short_prefetch if is_short else self.prefetch)
+        if not is_short:
+            self._deliveries.give_back_beyond(self.prefetch)
 
     def _settled(self) -> None:
         paused = self._settlement.unsettled >= self._settlement_limit
