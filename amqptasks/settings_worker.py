@@ -87,7 +87,12 @@ WORKER: Final = (
     ),
     _S("worker_pool", _POOL, "prefork", "What runs tasks."),
     _S("worker_pool_start_method", one_of("fork", "spawn"), "fork", "How prefork starts its children.", "later"),
-    _S("worker_prefetch_multiplier", whole(), 4, "Messages fetched ahead, times the concurrency; 0: without limit."),
+    _S(
+        "worker_prefetch_multiplier",
+        whole(),
+        4,
+        "Messages fetched ahead, times the concurrency; 0: without limit. Unset, it is 64 while tasks take under 2 ms.",
+    ),
     _S(
         "worker_settlement_limit",
         whole(1),
