@@ -319,7 +319,7 @@ def test_a_delayed_task_never_runs_before_its_time(shop: Workshop) -> None:
     shop.tasks.tick.apply_async(("late",), countdown=3600, expires=7200)
     now = datetime.datetime.now(datetime.timezone.utc)
     at = now + datetime.timedelta(seconds=0.6)
-    asked = [
+    asked: list[tuple[float, dict[str, Any]]] = [
         (time.time() + 0.3, {"countdown": 0.3}),
         (time.time() + 0.5, {"countdown": datetime.timedelta(seconds=0.5)}),
         (at.timestamp(), {"eta": at}),
