@@ -213,6 +213,10 @@ class Workshop:
         for queue in queues:
             self._to_delete |= {queue, f"{queue}.dead"}
 
+    def delete_exchange(self, exchange: str) -> None:
+        """Delete an exchange, now."""
+        self._pika().exchange_delete(exchange)
+
     def publish(
         self, body: bytes, headers: Mapping[str, Any] | None, *, queue: str | None = None, **properties: Any
     ) -> None:
