@@ -27,6 +27,8 @@ class Loop(IOLoop):  # type: ignore[misc, unused-ignore]  # pika ships no types 
         self._ending: list[Callback] = []
         self._is_stopping = False
         super().__init__()
+        # Signal handlers wake the loop too, and may interrupt its own thread while that holds pika's plain lock.
+        self._poller._waking_mutex = threading.RLock()
         # From here on any thread may wake the loop.
         self.activate_poller()
 
