@@ -87,9 +87,8 @@ class App:
             self._given["result_backend"] = backend
         self._lock = threading.RLock()
         self._conf: Conf | None = None
-        self._backend: ResultBackend | None = None
-        self._publisher: Publisher | None = None
-        self._thread: LoopThread | None = None
+        #: The backend, the publisher and their thread, once they are needed.
+        self._parts: dict[str, Any] = {}
         self._finalized = False
         # In a worker's child the executor puts itself here, to carry states to the parent.
         self.state_reporter: Callable[..., None] | None = None
@@ -294,13 +293,16 @@ class App:
     @property
     def backend(self) -> ResultBackend:
         """The result backend."""
-        backend = self._backend
-        if backend is None:
-            with self._lock:
-                if self._backend is None:
-                    self._backend = self._make_backend(self.conf.result_backend)
-                backend = self._backend
+        backend: ResultBackend = self._parts.get("backend") or self._part(
+            "backend", lambda: self._make_backend(self.conf.result_backend)
+        )
         return backend
+
+    def _part(self, name: str, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            part = self._parts.get(name)
+            # The lock does not keep a signal handler out that interrupts the making: then its part is the one.
+            return self._parts.setdefault(name, make()) if part is None else part
 
     def _make_backend(self, url: Any) -> ResultBackend:
         if not url or str(url).startswith("disabled"):
@@ -353,34 +355,33 @@ class App:
     @property
     def thread(self) -> LoopThread:
         """The background thread of this app's connections, in processes that are not workers."""
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    from amqptasks.broker.loop import LoopThread
+        thread: LoopThread = self._parts.get("thread") or self._part("thread", self._make_thread)
+        return thread
 
-                    self._thread = LoopThread("amqptasks")
-        return self._thread
+    @staticmethod
+    def _make_thread() -> LoopThread:
+        from amqptasks.broker.loop import LoopThread
+
+        return LoopThread("amqptasks")
 
     @property
     def publisher(self) -> Publisher:
         """The process's publisher."""
-        publisher = self._publisher
-        if publisher is None:
-            with self._lock:
-                if self._publisher is None:
-                    from amqptasks.broker.link import Backoff
-                    from amqptasks.broker.publisher import Publisher
-
-                    conf = self.conf
-                    self._publisher = Publisher(
-                        self.thread,
-                        lambda: self.endpoints("publisher"),
-                        confirm=conf.broker_publish_confirm,
-                        buffer=conf.broker_publish_buffer,
-                        backoff=Backoff(max_s=min(1.0, conf.broker_connection_retry_interval_max)),
-                    )
-                publisher = self._publisher
+        publisher: Publisher = self._parts.get("publisher") or self._part("publisher", self._make_publisher)
         return publisher
+
+    def _make_publisher(self) -> Publisher:
+        from amqptasks.broker.link import Backoff
+        from amqptasks.broker.publisher import Publisher
+
+        conf = self.conf
+        return Publisher(
+            self.thread,
+            lambda: self.endpoints("publisher"),
+            confirm=conf.broker_publish_confirm,
+            buffer=conf.broker_publish_buffer,
+            backoff=Backoff(max_s=min(1.0, conf.broker_connection_retry_interval_max)),
+        )
 
     def endpoints(self, purpose: str) -> tuple[Endpoint, ...]:
         """Return the brokers to connect to, for a connection that says what it is for.
@@ -404,15 +405,13 @@ class App:
         """Close the connections of this process, after what was sent has left. Safe twice; a later call opens new
         ones."""
         with self._lock:
-            publisher, self._publisher = self._publisher, None
-            backend, self._backend = self._backend, None
-            thread, self._thread = self._thread, None
-        if publisher is not None:
-            publisher.close()
-        if backend is not None:
-            backend.close()
-        if thread is not None:
-            thread.stop(1.0)
+            parts, self._parts = self._parts, {}
+        if "publisher" in parts:
+            parts["publisher"].close()
+        if "backend" in parts:
+            parts["backend"].close()
+        if "thread" in parts:
+            parts["thread"].stop(1.0)
 
     def set_current(self) -> None:
         """Make this the app that `current_app` and handles without an app use."""

@@ -76,6 +76,11 @@ class Outgoing:
             return False
         return True
 
+    @property
+    def is_claimed(self) -> bool:
+        """Whether someone decides, or has decided, its fate."""
+        return not self._claim
+
     def release(self) -> None:
         """Give the right back, for another try."""
         self._claim = [None]
@@ -120,9 +125,8 @@ class ConfirmChannel:
     def down(self, reason: str) -> None:
         """Forget the connection: what was written is answered with `Interrupted`, what was not stays queued."""
         self._connection = self._declarer = self._channel = None
-        lost = self._take_unconfirmed()
-        suspects, self._suspects = self._suspects, deque()
-        self._queue.extendleft(reversed(suspects))
+        lost = [*self._take_unconfirmed(), *self._suspects]
+        self._suspects.clear()
         for out in lost:
             self._finish(out, Interrupted(reason, written=True))
 
@@ -204,6 +208,10 @@ class ConfirmChannel:
                 self._offer(connection, queue.popleft())
         finally:
             connection.uncork()
+
+    def forget_claimed(self) -> None:
+        """Drop the queued messages that their senders have given up: they would not be sent, but take up memory."""
+        self._queue = deque(out for out in self._queue if not out.is_claimed)
 
     def fail_impatient(self, error: OperationalError) -> None:
         """Answer the queued messages that are to be tried once only, instead of keeping them for the next

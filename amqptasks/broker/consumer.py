@@ -60,6 +60,8 @@ class QueueConsumer:
         on_consuming: Called each time consuming begins.
         on_lost: Called when the channel has gone, with the reason: its deliveries are stale now.
         on_refused: Called when the queue cannot be declared as wanted.
+        ack_delay_s: Acks wait this long, at most until half of the prefetch waits, and then leave as one; 0 for the end
+            of the turn.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class QueueConsumer:
         on_refused: Callable[[QueueConsumer, TopologyConflict], None] | None = None,
         arguments: Mapping[str, Any] | None = None,
         tag_prefix: str = "amqptasks",
+        ack_delay_s: float = 0.0,
     ) -> None:
+        self._ack_delay_s = ack_delay_s
         self.queue = queue
         self.epoch = 0
         self._loop = loop
@@ -147,8 +151,13 @@ class QueueConsumer:
         if delivery.epoch != self.epoch:
             return
         if not self._acked:
-            self._loop.at_turn_end(self.flush)
+            if self._ack_delay_s:
+                self._loop.call_later(self._ack_delay_s, self.flush)
+            else:
+                self._loop.at_turn_end(self.flush)
         self._acked.add(delivery.tag)
+        if self._ack_delay_s and len(self._acked) * 2 >= self._prefetch:
+            self.flush()
 
     def give_back(self, delivery: Delivery) -> None:
         """Requeue one delivery now."""

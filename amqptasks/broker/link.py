@@ -22,6 +22,7 @@ from amqptasks.broker.incoming import OnDeliver, is_delivery, read_delivery, rea
 from amqptasks.broker.loop import Loop, LoopThread
 from amqptasks.broker.parameters import Endpoint
 from amqptasks.broker.topology import server_version
+from amqptasks.clock import monotonic
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +53,15 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        #: When the broker has last said anything, on the monotonic clock, seconds.
+        self.heard_at = monotonic()
         #: Who takes the deliveries of a channel straight from the buffer, by channel number.
         self.on_deliver: dict[int, OnDeliver] = {}
         self._corked: list[bytes] | None = None
         # Held by whoever writes to the socket. The loop's thread never waits for it: what it cannot write now it keeps.
         self._write_lock = threading.Lock()
-        self._writer: int | None = None
+        #: Threads in `begin_direct` to `end_direct`, by their idents.
+        self._writers: set[int] = set()
         self._is_exclusive = False
         self._kept: list[bytes] = []
         self._frame_buffer = b""
@@ -104,6 +108,7 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
             self._adapter_emit_data(b"".join(marshaled_frames))
 
     def _on_data_available(self, data_in: bytes) -> None:
+        self.heard_at = monotonic()
         waiting: bytes = self._frame_buffer
         buffer = waiting + data_in if waiting else data_in
         at, end, on_deliver = 0, len(buffer), self.on_deliver
@@ -162,16 +167,18 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
         Raises:
             Reentered: This very thread is in the middle of writing: the caller is a signal handler.
         """
-        if not self._write_lock.acquire(False):
-            if self._writer == threading.get_ident():
-                raise Reentered
-            return False
-        transport = self._transport
-        if self._kept or type(transport) is not _AsyncPlaintextTransport or transport.get_write_buffer_size():
+        me = threading.get_ident()
+        if me in self._writers:
+            raise Reentered
+        # In this order a signal handler finds its thread here whenever that may hold the lock.
+        self._writers.add(me)
+        if self._write_lock.acquire(False):
+            transport = self._transport
+            if not self._kept and type(transport) is _AsyncPlaintextTransport and not transport.get_write_buffer_size():
+                return True
             self._write_lock.release()
-            return False
-        self._writer = threading.get_ident()
-        return True
+        self._writers.discard(me)
+        return False
 
     def write_direct(self, frames: bytes) -> None:
         """Write to the socket, between `begin_direct` and `end_direct`. What it does not take follows from the loop."""
@@ -182,8 +189,8 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
 
     def end_direct(self) -> None:
         """Give the right to write back."""
-        self._writer = None
         self._write_lock.release()
+        self._writers.discard(threading.get_ident())
         if self._kept:
             self._nbio.add_callback_threadsafe(self._write_kept)
 
@@ -295,6 +302,12 @@ class Link:
         """End the present connection at once; a new one follows."""
         if self.connection is not None:
             self.connection.drop(reason)
+
+    def drop_if_silent(self, seconds: float) -> None:
+        """End the present connection if the broker has said nothing on it for this long, and is not in an alarm."""
+        connection = self.connection
+        if connection is not None and not self.blocked and monotonic() - connection.heard_at >= seconds:
+            connection.drop(f"the broker has said nothing for {seconds:g} s")
 
     def abandon(self) -> None:
         """Forget every socket without a word, in a forked child whose parent still uses them."""

@@ -48,6 +48,14 @@ class Loop(IOLoop):  # type: ignore[misc, unused-ignore]  # pika ships no types 
         """End `run` after the present turn."""
         self._is_stopping = True
 
+    def abandon(self) -> None:
+        """Close this process's copies of the loop's descriptors, in a forked child whose parent's loop goes on."""
+        poller: Any = self._poller
+        # Not by the poller's own closing: that would unregister them, in the epoll which the parent uses too.
+        for each in (poller._r_interrupt, poller._w_interrupt, getattr(poller, "_poll", None)):
+            if each is not None:
+                each.close()
+
     def at_turn_end(self, callback: Callback) -> None:
         """Call once when every event of the present turn has been handled.
 
@@ -86,9 +94,9 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._lock = threading.Lock()
-        self._loop: Loop | None = None
-        self._thread: threading.Thread | None = None
+        self._lock = threading.RLock()
+        # Holds the running loop and its thread under "it". A dict, for `setdefault` decides in one step.
+        self._running: dict[str, tuple[Loop, threading.Thread]] = {}
         self._fork_hooks: list[weakref.WeakMethod[Any]] = []
         _threads.add(self)
 
@@ -98,21 +106,26 @@ class LoopThread:
 
     def loop(self) -> Loop:
         """Return the running loop, starting the thread if need be."""
-        loop = self._loop
-        if loop is not None:
-            return loop
+        running = self._running.get("it")
+        if running is not None:
+            return running[0]
         with self._lock:
-            if self._loop is None:
+            running = self._running.get("it")
+            if running is None:
                 loop = Loop()
-                self._thread = threading.Thread(target=loop.run, name=self.name, daemon=True)
-                self._loop = loop
-                self._thread.start()
-            return self._loop
+                thread = threading.Thread(target=loop.run, name=self.name, daemon=True)
+                thread.start()
+                # A signal handler may have come through here meanwhile: the lock lets its own thread in.
+                running = self._running.setdefault("it", (loop, thread))
+                if running[0] is not loop:
+                    loop.call_threadsafe(loop.stop)
+            return running[0]
 
     @property
     def is_current(self) -> bool:
         """Whether the caller is the loop's own thread, which must never wait for it."""
-        return self._thread is threading.current_thread()
+        running = self._running.get("it")
+        return running is not None and running[1] is threading.current_thread()
 
     def call(self, callback: Callback) -> None:
         """Call from the loop's thread, as soon as possible."""
@@ -120,20 +133,19 @@ class LoopThread:
 
     def stop(self, timeout_s: float) -> bool:
         """End the loop and its thread; False when the thread did not end in time. Safe twice and before any use."""
-        with self._lock:
-            loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
-        if loop is None or thread is None:
+        running = self._running.pop("it", None)
+        if running is None:
             return True
+        loop, thread = running
         loop.call_threadsafe(loop.stop)
         thread.join(timeout_s)
         return not thread.is_alive()
 
     def _forget_after_fork(self) -> None:
-        self._lock = threading.Lock()
-        # The epoll descriptor is shared with the parent: dropping the object closes this process's copy only.
-        self._loop = None
-        self._thread = None
+        self._lock = threading.RLock()
+        running = self._running.pop("it", None)
+        if running is not None:
+            running[0].abandon()
         for reference in self._fork_hooks:
             hook = reference()
             if hook is not None:

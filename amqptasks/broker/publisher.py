@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Outgoing
 from amqptasks.broker.declarer import Declarer
 from amqptasks.broker.link import Backoff, Connection, Link, Reentered
-from amqptasks.broker.loop import LoopThread
+from amqptasks.broker.loop import Loop, LoopThread
 from amqptasks.broker.needs import Need, PublishPolicy
 from amqptasks.broker.parameters import Endpoint
 from amqptasks.exceptions import BrokerUnavailable, EncodeError, MaybeSent, NotSent, OperationalError
@@ -98,13 +98,14 @@ class Publisher:
 
     def _reset(self) -> None:
         self._second: Publisher | None = None
-        self._start_lock = threading.Lock()
-        self._started = False
+        self._targets: Sequence[Endpoint] | None = None
         self._link: Link | None = None
         self._channel: ConfirmChannel | None = None
         self._declarer: Declarer | None = None
         self._inbox: deque[Outgoing] = deque()
-        self._drain_scheduled = False
+        # Is there while the loop has been asked to drain the inbox; not empty once the asking is done.
+        self._ticket: list[None] | None = None
+        self._has_given_up = False
         # SimpleQueue is a semaphore in C: a place per unfinished message.
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(self._buffer):
@@ -131,8 +132,7 @@ class Publisher:
             sending = self.submit(message, needs, policy, direct=self._confirm)
         except Reentered:
             # A signal handler in the middle of this thread's own send: that one cannot go on before the handler is
-            # done,
-            # and holds the connection. A second connection serves such calls.
+            # done, and holds the connection. A second connection serves such calls.
             self._aside().publish(message, needs, policy)
             return
         if self._confirm:
@@ -154,8 +154,9 @@ class Publisher:
         Raises:
             NotSent: The buffer stayed full until the deadline.
         """
-        if not self._started:
-            self._start()
+        if self._targets is None:
+            # Read here, where a mistake in a URL can be told to the caller.
+            self._targets = self._endpoints()
         places = self._places
         try:
             places.get(timeout=policy.timeout_s)
@@ -220,7 +221,7 @@ class Publisher:
                 return Interrupted("the buffer stayed full", written=may_be_stored)
             sending.again()
             self._hand_over(sending.out)
-            if not sending.wait(left_s):
+            if not sending.wait(deadline - time.monotonic()):
                 self._give_up(sending)
             error = sending.error
             if isinstance(error, Interrupted):
@@ -245,13 +246,18 @@ class Publisher:
     def _give_up(self, sending: Sending) -> None:
         """Decide the fate of a message whose time is up: withdrawn if it never left, else perhaps stored."""
         seconds = f"within {sending.policy.timeout_s:g} s"
+        link = self._link
         if not sending.out.claim():
             if sending.wait(0):
                 return
             sending.error = MaybeSent(f"{self._name(sending)} was sent but not confirmed {seconds}: {self._trouble()}")
+            if link is not None:
+                # A link that has said nothing in all this time is dead: the next call is to have a new one.
+                self._thread.call(lambda: link.drop_if_silent(sending.policy.timeout_s))
             return
         self._places.put(None)
-        link = self._link
+        self._has_given_up = True
+        self._ask_to_drain()
         if sending.out.was_written:
             sending.error = MaybeSent(
                 f"{self._name(sending)} may have been sent, and was not confirmed {seconds}: {self._trouble()}"
@@ -280,34 +286,39 @@ class Publisher:
 
     def _hand_over(self, out: Outgoing) -> None:
         self._inbox.append(out)
-        if not self._drain_scheduled:
-            self._drain_scheduled = True
-            self._thread.call(self._drain)
+        self._ask_to_drain()
+
+    def _ask_to_drain(self) -> None:
+        # Once for many messages. Whoever sees an empty ticket asks again: it may be a signal handler which interrupted
+        # the asking, and then waits in vain for what it interrupted.
+        if not self._ticket:
+            ticket = self._ticket = []
+            loop = self._thread.loop()
+            loop.call_threadsafe(lambda: self._drain(loop))
+            ticket.append(None)
 
     # -- on the loop's thread
 
-    def _drain(self) -> None:
-        self._drain_scheduled = False
+    def _drain(self, loop: Loop) -> None:
+        self._ticket = None
         inbox, channel = self._inbox, self._channel
         if channel is None:
-            return
+            channel = self._open(loop)
+        if self._has_given_up:
+            self._has_given_up = False
+            channel.forget_claimed()
         while inbox:
             channel.add(inbox.popleft())
         channel.pump()
 
-    def _start(self) -> None:
-        with self._start_lock:
-            if self._started:
-                return
-            endpoints = self._endpoints()
-            loop = self._thread.loop()
-            self._channel = ConfirmChannel(loop, confirm=self._confirm)
-            self._link = Link(
-                loop, endpoints, on_up=self._on_up, on_down=self._on_down,
-                on_attempt_failed=self._on_attempt_failed, backoff=self._backoff,
-            )  # fmt: skip
-            self._thread.call(self._link.start)
-            self._started = True
+    def _open(self, loop: Loop) -> ConfirmChannel:
+        channel = self._channel = ConfirmChannel(loop, confirm=self._confirm)
+        self._link = Link(
+            loop, self._targets or self._endpoints(), on_up=self._on_up, on_down=self._on_down,
+            on_attempt_failed=self._on_attempt_failed, backoff=self._backoff,
+        )  # fmt: skip
+        self._link.start()
+        return channel
 
     def _on_up(self, connection: Connection) -> None:
         assert self._link is not None and self._channel is not None
@@ -334,24 +345,25 @@ class Publisher:
 
         A later send opens a new connection.
         """
-        if not self._started or self._thread.is_current:
+        if self._targets is None or self._thread.is_current:
             return
-        link, channel = self._link, self._channel
-        assert link is not None and channel is not None
         idle = threading.Event()
         deadline = time.monotonic() + timeout_s
 
         def look() -> None:
-            if not self._inbox and not channel.waiting:
+            channel = self._channel
+            if not self._inbox and (channel is None or not channel.waiting):
                 idle.set()
             elif time.monotonic() < deadline:
                 self._thread.loop().call_later(0.005, look)
 
         self._thread.call(look)
         idle.wait(timeout_s)
-        link.close(self._thread, CLOSE_TIMEOUT_S)
-        with self._start_lock:
-            self._started = False
+        if self._second is not None:
+            self._second.close(timeout_s)
+        if self._link is not None:
+            self._link.close(self._thread, CLOSE_TIMEOUT_S)
+        self._link = self._channel = self._declarer = self._targets = None
 
 
 def _close_all() -> None:

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 QUEUE_GRACE_S = 3600.0
 #: Answers the broker may send ahead of their acks.
 PREFETCH = 1000
+#: Acks wait this long, so that whoever was woken by an answer runs first. Seconds.
+ACK_DELAY_S = 0.02
 #: How long closing waits for the connection's end, seconds.
 CLOSE_TIMEOUT_S = 1.0
 
@@ -296,7 +298,13 @@ class RpcBackend(ResultBackend):
             backoff=self._backoff,
         )  # fmt: skip
         self._consumer = QueueConsumer(
-            loop, self.queue, need=self.need, prefetch=PREFETCH, on_delivery=self._on_delivery, tag_prefix="reply"
+            loop,
+            self.queue,
+            need=self.need,
+            prefetch=PREFETCH,
+            on_delivery=self._on_delivery,
+            tag_prefix="reply",
+            ack_delay_s=ACK_DELAY_S,
         )
         self._thread.call(self._link.start)
 

@@ -147,8 +147,6 @@ class Deliveries:
         """Settle a task that has ended."""
         request.is_done = True
         self._dispatcher.finished(outcome.runtime_s)
-        if not request.is_late and outcome.kind != UNREADABLE:
-            request.ack()
         if outcome.kind == UNREADABLE:
             self._bury(request, dead_letters.UNREADABLE, InvalidTaskError(outcome.reason), outcome.follow_ups)
         elif outcome.kind == REJECTED:
@@ -162,9 +160,14 @@ class Deliveries:
             )
         else:
             self._settlement.settle(request, outcome.follow_ups, lambda: self._end(request))
+        if not request.is_late and outcome.kind != UNREADABLE:
+            # After its result in the same turn: somebody may be waiting for that.
+            request.ack()
 
     def _rejected(self, request: Request, outcome: Outcome) -> None:
-        if request.is_acked:
+        if not request.is_late:
+            # It counts as acked when it began, whether or not that was noticed before it ended.
+            request.ack()
             self._end(request)
         elif outcome.requeue:
             self._ledger.forget(request)
