@@ -232,6 +232,13 @@ class Workshop:
         method, properties, body = self._pika().basic_get(queue, auto_ack=True)
         return None if method is None else Found(body, dict(properties.headers or {}), properties)
 
+    def peek(self) -> Found:
+        """Look at the oldest message of the queue, and put it back."""
+        method, properties, body = self._pika().basic_get(self.queue)
+        assert method is not None, f"no message in {self.queue}"
+        self._pika().basic_reject(method.delivery_tag, requeue=True)
+        return Found(body, dict(properties.headers or {}), properties)
+
     def dead_letter(self, wanted: Callable[[Found], bool] = lambda _found: True, within_s: float = 20.0) -> Found:
         """Wait for a dead letter of the queue, and take it. Others that are met on the way are thrown away."""
 
