@@ -24,13 +24,13 @@ from amqptasks.app.task import Task as TaskType
 from amqptasks.canvas.signature import Signature
 from amqptasks.entities import Queue
 from amqptasks.exceptions import ImproperlyConfigured
-from amqptasks.results.backend import DisabledBackend, ResultBackend
+from amqptasks.results.backend import ResultBackend
 from amqptasks.results.context import set_default_app
 from amqptasks.results.handles import AsyncResult, GroupResult
+from amqptasks.results.registry import make_backend
 from amqptasks.settings import Conf, broker_urls
 from amqptasks.signals import Signal
-from amqptasks.urls import mask_url
-from amqptasks.wire.serializers import Limits, accepted
+from amqptasks.wire.serializers import Limits
 
 if TYPE_CHECKING:
     # At run time these come in with the first connection: a program that only defines tasks should not pay for pika.
@@ -50,7 +50,7 @@ class App:
     Args:
         main: Name of the main module, used where a task's own module is ``__main__``.
         broker: RabbitMQ's URL, or several (a list, or separated by ``;``) to fail over between.
-        backend: Where results go: ``rpc://`` to the caller, or none.
+        backend: Where results go: ``rpc://`` to the caller, ``db+…://`` into a database, or nowhere.
         include: Modules with tasks, imported by workers.
         config_source: A settings module or object, as for `config_from_object`.
         **settings: Settings by name.
@@ -294,7 +294,7 @@ class App:
     def backend(self) -> ResultBackend:
         """The result backend."""
         backend: ResultBackend = self._parts.get("backend") or self._part(
-            "backend", lambda: self._make_backend(self.conf.result_backend)
+            "backend", lambda: make_backend(self.conf.result_backend, self)
         )
         return backend
 
@@ -303,38 +303,6 @@ class App:
             part = self._parts.get(name)
             # The lock does not keep a signal handler out that interrupts the making: then its part is the one.
             return self._parts.setdefault(name, make()) if part is None else part
-
-    def _make_backend(self, url: Any) -> ResultBackend:
-        if not url or str(url).startswith("disabled"):
-            return DisabledBackend()
-        scheme = str(url).partition("://")[0]
-        if scheme == "rpc":
-            from amqptasks.results.rpc import RpcBackend, RpcOptions
-
-            conf = self.conf
-            names = conf.accept_content if conf.result_accept_content is None else conf.result_accept_content
-            return RpcBackend(
-                self.thread,
-                lambda: self.endpoints("results"),
-                RpcOptions(
-                    prefix=conf.task_queue_prefix,
-                    expires_s=conf.result_expires,
-                    serializer=conf.result_serializer,
-                    accept=accepted({*names, conf.result_serializer}),
-                    persistent=bool(conf.result_persistent),
-                    cache_max=conf.result_cache_max,
-                    queue_max_length=conf.rpc_queue_max_length,
-                    limits=self.limits(),
-                ),
-            )
-        if scheme in ("memory", "cache+memory"):
-            from amqptasks.results.memory import MemoryBackend
-
-            return MemoryBackend()
-        raise ImproperlyConfigured(
-            f"expected result_backend to be rpc://, memory:// or disabled://, got: {mask_url(str(url))!r}; "
-            "other result stores are not there yet"
-        )
 
     def limits(self) -> Limits:
         """The limits on what is decoded, from the settings."""

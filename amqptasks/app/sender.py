@@ -229,7 +229,7 @@ class Sender:
             raise
         except BaseException:
             if is_awaited:
-                backend.forget(task_id)
+                backend.unexpect(task_id)
             raise
         if signals.after_task_publish:
             signals.after_task_publish.send(
@@ -282,7 +282,7 @@ class Sender:
             except (OperationalError, EncodeError) as error:
                 failures[task_id] = error
                 if not isinstance(error, MaybeSent):
-                    backend.forget(task_id)
+                    backend.unexpect(task_id)
         return failures
 
     def _build(

@@ -40,12 +40,22 @@ class ResultBackend(ABC):
         persistent: Whether any process can read any result by id. If not, only the process that sent the task can.
         in_message: Whether results travel as messages: the worker then publishes what `message` makes, together with
             whatever else follows the task, instead of calling `store`.
+        compresses: Whether ``result_compression`` acts on what it keeps.
     """
 
     persistent: bool = True
     in_message: bool = False
+    compresses: bool = False
 
     # -- the worker's side
+
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to do
+        """Get ready to store. Called once by a worker that starts, on a thread where it may take its time.
+
+        Raises:
+            ImproperlyConfigured: It never will be ready; the worker stops.
+            BackendError: It is not now; the worker says so and goes on.
+        """
 
     @abstractmethod
     def store(self, record: ResultRecord) -> None:
@@ -73,8 +83,12 @@ class ResultBackend(ABC):
     def expect(self, task_id: str) -> None:
         """Get ready for an answer. Called before the task is sent, so that no answer can come too early.
 
-        May be called more than once for one id. `forget` takes it back, for instance when sending failed.
+        May be called more than once for one id. `unexpect` takes it back.
         """
+        del task_id
+
+    def unexpect(self, task_id: str) -> None:
+        """Take `expect` back: the task was not sent. Asks nobody, for nobody knows of it."""
         del task_id
 
     @abstractmethod
@@ -156,6 +170,10 @@ class ResultBackend(ABC):
         )
 
     # -- life
+
+    def cleanup(self) -> int:
+        """Delete what has expired, where the store does not do so by itself; return how much."""
+        return 0
 
     def as_uri(self) -> str:
         """Name the backend for logs and errors, without passwords."""

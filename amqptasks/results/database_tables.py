@@ -124,13 +124,13 @@ def store_statements(tasks: sa.Table, values: Mapping[str, Any], is_final: bool,
 class Rows:
     """Turns records into rows and back.
 
-    Attributes:
+    Args:
         columns: Names of the columns that the database's table really has.
     """
 
-    def __init__(self, payloads: Payloads) -> None:
+    def __init__(self, payloads: Payloads, columns: frozenset[str]) -> None:
         self._payloads = payloads
-        self.columns: frozenset[str] = frozenset()
+        self.columns = columns
 
     def of_record(self, record: ResultRecord) -> dict[str, Any]:
         """Make the row of a record.

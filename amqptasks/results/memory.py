@@ -12,11 +12,20 @@ from collections import OrderedDict
 from collections.abc import Collection
 from typing import Any
 
-from amqptasks.exceptions import BackendGetMetaError
+from amqptasks.exceptions import BackendGetMetaError, ImproperlyConfigured
 from amqptasks.results.backend import OnRecord, ResultBackend, timed_out
 from amqptasks.results.record import ResultRecord, supersedes
+from amqptasks.results.registry import BackendApp
+from amqptasks.urls import mask_url
 
-__all__ = ["MemoryBackend"]
+__all__ = ["MemoryBackend", "from_app"]
+
+
+def from_app(url: str, app: BackendApp) -> MemoryBackend:
+    """Make the backend that the settings ask for."""
+    if url.partition("://")[0] not in ("", "memory"):
+        raise ImproperlyConfigured(f"expected the result backend cache+memory://, got: cache+{mask_url(url)}")
+    return MemoryBackend(app.conf.result_cache_max)
 
 
 class MemoryBackend(ResultBackend):

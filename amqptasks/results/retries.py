@@ -53,7 +53,7 @@ class StoreRetries:
 
 
 def persist(
-    operation: Callable[[int], T],
+    operation: Callable[[], T],
     retries: StoreRetries,
     is_transient: Callable[[Exception, int], bool],
     on_retry: Callable[[Exception, float], None],
@@ -62,8 +62,7 @@ def persist(
     """Call ``operation`` until it does not fail, and return what it returns.
 
     Args:
-        operation: Gets the number of the retry, 0 for the first try.
-        is_transient: Whether an error, of the try with this number, may pass.
+        is_transient: Whether an error may pass; also told how often it was tried again before.
         on_retry: Told of an error and the wait that follows.
         pause: Waits; if it returns true, nobody wants the outcome any more and the error is raised.
 
@@ -73,7 +72,7 @@ def persist(
     retry = 0
     while True:
         try:
-            return operation(retry)
+            return operation()
         except Exception as error:
             if retry >= retries.limit or not is_transient(error, retry):
                 raise

@@ -26,7 +26,9 @@ from amqptasks.broker.parameters import Endpoint
 from amqptasks.broker.topology import DeclareQueue, Step
 from amqptasks.exceptions import BackendError, ContentError, ResultUnreachable
 from amqptasks.results.backend import OnRecord, ResultBackend, timed_out
+from amqptasks.results.payload import accepted_results
 from amqptasks.results.record import ResultRecord, supersedes
+from amqptasks.results.registry import BackendApp
 from amqptasks.wire.message import PERSISTENT, TRANSIENT, Message
 from amqptasks.wire.serializers import Limits, dumps, loads
 
@@ -54,6 +56,25 @@ class RpcOptions:
     cache_max: int = 50_000
     queue_max_length: int = 100_000
     limits: Limits = Limits()
+
+
+def from_app(_url: str, app: BackendApp) -> RpcBackend:
+    """Make the backend that the settings ask for."""
+    conf = app.conf
+    return RpcBackend(
+        app.thread,
+        lambda: app.endpoints("results"),
+        RpcOptions(
+            prefix=conf.task_queue_prefix,
+            expires_s=conf.result_expires,
+            serializer=conf.result_serializer,
+            accept=accepted_results(conf),
+            persistent=bool(conf.result_persistent),
+            cache_max=conf.result_cache_max,
+            queue_max_length=conf.rpc_queue_max_length,
+            limits=app.limits(),
+        ),
+    )
 
 
 class _Slot:
@@ -231,6 +252,10 @@ class RpcBackend(ResultBackend):
         finally:
             for slot in slots:
                 self._remove_waiter(slot, waiter)
+
+    def unexpect(self, task_id: str) -> None:
+        """Give up the place of an answer."""
+        self._slots.pop(task_id, None)
 
     def forget(self, task_id: str) -> None:
         """Drop what came in for a task; what comes later is thrown away."""
