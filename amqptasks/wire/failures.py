@@ -118,7 +118,8 @@ def _cut(text: str, limit: int) -> str:
 
 
 def format_traceback(exc: BaseException) -> str:
-    """The traceback as Python would print it, at most about 64 KiB: the middle of a longer one is left out.
+    """The traceback as Python would print it, at most about 64 KiB: the middle of a longer one is left out. Characters
+    that would steer a terminal are escaped.
 
     Never raises (but for KeyboardInterrupt); an exception that cannot be shown is named by its class.
     """
@@ -126,7 +127,7 @@ def format_traceback(exc: BaseException) -> str:
 
     try:
         text = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
-        return _cut(_writable(text), MAX_TRACEBACK)
+        return _CONTROL.sub(_escaped, _cut(_writable(text), MAX_TRACEBACK))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - showing an exception runs its own code, which may raise anything

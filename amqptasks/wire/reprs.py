@@ -60,6 +60,11 @@ def _bounded(value: Any, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+def shown_name(task: str | None, shadow: str | None) -> str | None:
+    """Return what a call is named in logs: the task's name, or the one it was given instead, which may hold anything."""
+    return printable(shadow, 255) if shadow else task
+
+
 def printable(text: Any, length: int = 200) -> str:
     """Return text from the wire so that a log line or a terminal cannot be tricked by it: one line, no control
     characters."""

@@ -24,7 +24,7 @@ from amqptasks.exceptions import (
 from amqptasks.logs import TASK_LOGGER
 from amqptasks.states import FAILURE, REVOKED
 from amqptasks.wire.message import encode
-from amqptasks.wire.reprs import printable
+from amqptasks.wire.reprs import printable, shown_name
 from amqptasks.wire.serializers import accepted
 from amqptasks.wire.task import TaskBody, read_body
 from amqptasks.worker import dead_letters
@@ -74,7 +74,7 @@ class Deliveries:
             return
         self._ledger.begin(request)
         if self._log_received:
-            logger.info("Task %s[%s] received", request.headers.get("shadow") or request.task_name, request.id)
+            logger.info("Task %s[%s] received", shown_name(request.task_name, request.headers.get("shadow")), request.id)
         if signals.task_received:
             signals.task_received.send(self, request=request)
         self._dispatcher.add(request)

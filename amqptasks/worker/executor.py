@@ -23,7 +23,7 @@ from amqptasks.results.record import ResultRecord
 from amqptasks.states import FAILURE, STARTED, SUCCESS
 from amqptasks.wire.failures import format_traceback
 from amqptasks.wire.pipe import encode_frame
-from amqptasks.wire.reprs import short_repr
+from amqptasks.wire.reprs import DEFAULT_LENGTH, printable, short_repr, shown_name
 from amqptasks.wire.serializers import accepted
 from amqptasks.wire.task import TaskBody, read_body
 from amqptasks.worker.follow_ups import FollowUps, keeps_errors, wants_result
@@ -131,7 +131,7 @@ class Executor:
             signals.task_success.send(task, result=value, runtime=runtime_s)
         if logger.isEnabledFor(logging.INFO):
             logger.info(
-                "Task %s[%s] succeeded in %.6fs: %s", request.shadow or request.task, request.id, runtime_s,
+                "Task %s[%s] succeeded in %.6fs: %s", shown_name(request.task, request.shadow), request.id, runtime_s,
                 short_repr(value, task.resultrepr_maxsize),
             )  # fmt: skip
         return Outcome(SUCCEEDED, runtime_s, follow_ups), SUCCESS
@@ -139,11 +139,11 @@ class Executor:
     def _failed(self, task: Any, request: Context, error: BaseException, runtime_s: float) -> Outcome:
         traceback = format_traceback(error)
         expected = task is not None and isinstance(error, tuple(task.throws or ()))
-        name = request.shadow or request.task
+        name, shown = shown_name(request.task, request.shadow), printable(short_repr(error), DEFAULT_LENGTH)
         if expected:
-            logger.info("Task %s[%s] raised expected: %s", name, request.id, short_repr(error))
+            logger.info("Task %s[%s] raised expected: %s", name, request.id, shown)
         else:
-            logger.error("Task %s[%s] raised unexpected: %s\n%s", name, request.id, short_repr(error), traceback)
+            logger.error("Task %s[%s] raised unexpected: %s\n%s", name, request.id, shown, traceback)
         if signals.task_failure and task is not None:
             signals.task_failure.send(
                 task, task_id=request.id, exception=error, args=request.args, kwargs=request.kwargs,

@@ -20,7 +20,7 @@ from amqptasks.clock import parse_moment, seconds_until
 from amqptasks.exceptions import ContentError, DecodeError, InvalidTaskError, NotRegistered
 from amqptasks.wire.reprs import printable
 from amqptasks.wire.serializers import accepted
-from amqptasks.wire.task import TaskHead, read_head
+from amqptasks.wire.task import MAX_ID_CHARACTERS, TaskHead, read_head
 from amqptasks.worker import dead_letters
 from amqptasks.worker.request import Request
 
@@ -136,11 +136,11 @@ def _anonymous(delivery: Delivery) -> Request:
     headers = delivery.properties.headers
     task_id = headers.get("id") if isinstance(headers, dict) else None
     name = headers.get("task") if isinstance(headers, dict) else None
-    known = (
-        task_id if isinstance(task_id, str) and 0 < len(task_id) <= 255 else delivery.properties.correlation_id or ""
-    )
+    if not isinstance(task_id, str) or not 0 < len(task_id) <= MAX_ID_CHARACTERS or not task_id.isprintable():
+        # Whoever sent it may still be waiting under the id that Celery's protocol repeats there.
+        task_id = delivery.properties.correlation_id or ""
     return Request(
-        delivery, printable(known, 255), printable(name, 255) if isinstance(name, str) else "?", None, {}, True
+        delivery, printable(task_id, 255), printable(name, 255) if isinstance(name, str) else "?", None, {}, True
     )
 
 
