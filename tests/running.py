@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import pika
+import pika.exceptions
 
 from amqptasks.broker.admin import Admin
 from amqptasks.broker.parameters import endpoints
@@ -229,7 +230,11 @@ class Workshop:
         """Take the oldest message from a queue; None when it is empty or there is none of that name."""
         if not self.admin.exists(queue):
             return None
-        method, properties, body = self._pika().basic_get(queue, auto_ack=True)
+        try:
+            method, properties, body = self._pika().basic_get(queue, auto_ack=True)
+        except pika.exceptions.ConnectionClosedByBroker:
+            # RabbitMQ 3.10 answers "internal error" while a quorum queue is being made: there is nothing in it yet.
+            return None
         return None if method is None else Found(body, dict(properties.headers or {}), properties)
 
     def peek(self) -> Found:
