@@ -106,13 +106,15 @@ class ConfirmChannel:
         self._queue: deque[Outgoing] = deque()
         #: Written and not yet answered, by delivery tag, oldest first.
         self._unconfirmed: dict[int, Outgoing] = {}
+        # How many wait for what they need to be declared.
+        self._declaring = 0
         # After the broker closed the channel on one of several messages, they go out one at a time to find which.
         self._suspects: deque[Outgoing] = deque()
 
     @property
     def waiting(self) -> int:
         """Messages that have not had their outcome."""
-        return len(self._queue) + len(self._unconfirmed) + len(self._suspects)
+        return len(self._queue) + len(self._unconfirmed) + len(self._suspects) + self._declaring
 
     def up(self, connection: Connection, declarer: Declarer, version: tuple[int, ...] | None) -> None:
         """Use this connection from now on."""
@@ -233,6 +235,7 @@ class ConfirmChannel:
             return
 
         def declared(error: OperationalError | None) -> None:
+            self._declaring -= 1
             if error is None:
                 self.send(out)
             elif isinstance(error, TopologyConflict):
@@ -242,6 +245,7 @@ class ConfirmChannel:
             else:
                 self._queue.append(out)
 
+        self._declaring += 1
         declarer.ensure(need.key, need.steps(self._version), declared)
 
     def _write(self, connection: Connection, out: Outgoing) -> None:
