@@ -5,7 +5,29 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${AMQPTASKS_VENV:-$ROOT/.venv}
 
 say() { printf '\033[2m==>\033[0m %s\n' "$*" >&2; }
-fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
+fail() { printf 'scripts/%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
+
+accepts() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+alive() { [ -n "${1:-}" ] && kill -0 "$1" 2>/dev/null; }
+
+# Below the range that the kernel hands to outgoing connections, so that none of them can take the port meanwhile.
+free_ports() {
+  python3 - "$1" <<'PY'
+import random, socket, sys
+found = []
+while len(found) < int(sys.argv[1]):
+    port = random.randrange(15000, 32000)
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+    if port not in found:
+        found.append(port)
+print(*found)
+PY
+}
 
 # The newest Python that is new enough; AMQPTASKS_PYTHON names another.
 find_python() {
@@ -55,9 +77,28 @@ have_rabbitmq() { "$ROOT/scripts/rabbitmq" where >/dev/null 2>&1; }
 ensure_rabbitmq() {
   have_rabbitmq && return
   may_install || fail "no rabbitmq-server on this machine. Install it (Debian, Ubuntu: apt-get install rabbitmq-server) or run this as root"
-  # Without this the package starts a node of its own at once; a private one is all that is wanted here.
-  local policy=/usr/sbin/policy-rc.d ours=
+  apt_install_idle rabbitmq-server || fail "apt-get could not install rabbitmq-server"
+}
+
+have_postgres() { "$ROOT/scripts/postgres" where >/dev/null 2>&1; }
+
+# A PostgreSQL to run, from Debian's package if need be and allowed. Only the tests of one result store want it: without
+# one they say so and go on, except in CI.
+ensure_postgres() {
+  have_postgres && return
+  if ! may_install; then
+    say "no PostgreSQL on this machine, and none can be installed without being root"
+  elif ! apt_install_idle postgresql; then
+    say "apt-get could not install postgresql"
+  fi
+  have_postgres || [ "${CI:-}" != true ] || fail "CI tests the database store on PostgreSQL, and there is none"
+}
+
+# Install a server's package without the server that it would start at once: a private one is all that is wanted here.
+apt_install_idle() {
+  local policy=/usr/sbin/policy-rc.d ours= status=0
   if [ ! -e "$policy" ]; then ours=1; printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod +x "$policy"; fi
-  apt_install rabbitmq-server || { [ -z "$ours" ] || rm -f "$policy"; fail "apt-get could not install rabbitmq-server"; }
+  apt_install "$@" || status=$?
   [ -z "$ours" ] || rm -f "$policy"
+  return "$status"
 }

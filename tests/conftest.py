@@ -3,6 +3,7 @@
 Environment:
     AMQPTASKS_TEST_BROKER_URL   a RabbitMQ to use; without it the first test that needs one starts a private node
     AMQPTASKS_TEST_BROKER_DIR   the directory of scripts/rabbitmq behind that URL, so that tests may use rabbitmqctl
+    AMQPTASKS_TEST_POSTGRES_URL a PostgreSQL to use; without it the first test that needs one starts a private server
     AMQPTASKS_TEST_SEED         the seed of the order, to repeat a run
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, PrivateBroker, Project, WorkerProcess
+from tests.support import ROOT, PrivateBroker, PrivateDatabase, Project, WorkerProcess
 
 SEED = os.environ.get("AMQPTASKS_TEST_SEED") or str(random.randrange(10**6))
 DEADLINE_S = 60.0
@@ -112,6 +113,33 @@ def own_broker() -> Iterator[PrivateBroker]:
     node.start()
     yield node
     node.delete()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of a PostgreSQL that runs. Without one on this machine the test is skipped, and in CI it fails."""
+    url = os.environ.get("AMQPTASKS_TEST_POSTGRES_URL")
+    if url:
+        yield url
+        return
+    missing = PrivateDatabase.missing()
+    if missing:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+    server = PrivateDatabase(Path(tempfile.mkdtemp(prefix="amqptasks-test-postgres-")))
+    yield server.start()
+    server.delete()
+
+
+@pytest.fixture
+def own_database() -> Iterator[PrivateDatabase]:
+    """A PostgreSQL for this test alone, running, to be stopped and killed at will. Skipped where there is none."""
+    missing = PrivateDatabase.missing()
+    if missing:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+    server = PrivateDatabase(Path(tempfile.mkdtemp(prefix="amqptasks-own-postgres-")))
+    server.start()
+    yield server
+    server.delete()
 
 
 @pytest.fixture

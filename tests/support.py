@@ -20,7 +20,6 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "scripts" / "rabbitmq"
 READY = re.compile(r"\bready\.\s*$", re.MULTILINE)
 
 T = TypeVar("T")
@@ -45,8 +44,10 @@ def eventually(assertion: Callable[[], T], within_s: float = 10.0, every_s: floa
         threading.Event().wait(every_s)
 
 
-class PrivateBroker:
-    """A RabbitMQ node of the tests' own, run by scripts/rabbitmq. It ends with this process, however that ends."""
+class PrivateServer:
+    """A server of the tests' own, run by a script in scripts/. It ends with this process, however that ends."""
+
+    script = ROOT / "scripts" / "none"
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = str(directory)
@@ -54,32 +55,50 @@ class PrivateBroker:
 
     def _script(self, *arguments: str, timeout_s: float = 120.0) -> str:
         # Files, not pipes: the node that `up` leaves behind must not keep us waiting for the end of its output.
-        command = [str(SCRIPT), "--dir", self.directory, *arguments]
+        command = [str(self.script), "--dir", self.directory, *arguments]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr or done.stdout}")
         return done.stdout.strip()
 
     def start(self) -> str:
-        """Start the node, again with the same port and data if it ran before, and return its URL."""
+        """Start it, again with the same port and data if it ran before, and return its URL."""
         self.url = self._script("--owner", str(os.getpid()), "up")
         return self.url
 
     def stop(self) -> None:
-        """Stop the node cleanly; its data stays."""
+        """Stop it cleanly; its data stays."""
         self._script("stop")
 
     def kill(self) -> None:
-        """Kill the node as a power cut would; its data stays."""
+        """Kill it as a power cut would; its data stays."""
         self._script("kill")
+
+    def delete(self) -> None:
+        """Stop it and delete its data."""
+        self._script("down")
+
+
+class PrivateBroker(PrivateServer):
+    """A RabbitMQ node."""
+
+    script = ROOT / "scripts" / "rabbitmq"
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl on the node and return what it printed."""
         return self._script("ctl", "-q", *arguments)
 
-    def delete(self) -> None:
-        """Stop the node and delete its data."""
-        self._script("down")
+
+class PrivateDatabase(PrivateServer):
+    """A PostgreSQL server; `url` is that of its database."""
+
+    script = ROOT / "scripts" / "postgres"
+
+    @classmethod
+    def missing(cls) -> str:
+        """Say why there is none on this machine; empty if there is."""
+        done = subprocess.run([str(cls.script), "where"], capture_output=True, text=True, timeout=20.0)
+        return "" if done.returncode == 0 else done.stderr.strip()
 
 
 class Project:

@@ -11,7 +11,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, TypeVar
@@ -80,12 +81,25 @@ class Database:
         self._tables = make_tables(options.names, options.schemas)
         self._lock = threading.Lock()
         self._known_rows: Rows | None = None
+        self._is_disposed = False
         self._engine = _make_engine(url, options)
         self._dialect = self._engine.dialect.name if options.upsert else ""
 
     def dispose(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the connections: those in use as soon as they are not."""
+        self._is_disposed = True
         self._engine.dispose()
+
+    @contextmanager
+    def _connect(self) -> Iterator[sa.Connection]:
+        # Disposing forgets the pool, and with it the connections that come back to it later.
+        pool = self._engine.pool
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        finally:
+            if self._is_disposed:
+                pool.dispose()
 
     def look_again(self) -> None:
         """Forget what is known of the tables: they may have been dropped, or the database replaced."""
@@ -106,7 +120,7 @@ class Database:
             return []
         columns = [table.c[name] for name in sorted(rows.columns)]
         found: list[dict[str, Any]] = []
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             for chunk in _chunks(ids):
                 query = sa.select(*columns).where(table.c.task_id.in_(chunk))
                 if only_final:
@@ -133,7 +147,7 @@ class Database:
         if self._rows() is None:
             return None
         table = self._tables.groups
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             data = connection.execute(sa.select(table.c.result).where(table.c.taskset_id == group_id)).scalar()
         return None if data is None else self._payloads.loads(data)
 
@@ -149,7 +163,7 @@ class Database:
             return 0
         before = _now() - timedelta(seconds=self._options.expires_s)
         deleted = 0
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             for table in (self._tables.tasks, self._tables.groups):
                 # Ids first: not every database can limit a deletion.
                 expired = sa.select(table.c.id).where(table.c.date_done < before).limit(most)
@@ -160,11 +174,11 @@ class Database:
     def _delete(self, table: sa.Table, key: str, value: str) -> None:
         if self._rows() is None:
             return
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             connection.execute(sa.delete(table).where(table.c[key] == value))
 
     def _put(self, one: Any, update: Any, insert: Any) -> None:
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             if one is not None:
                 connection.execute(one)
             elif not connection.execute(update).rowcount:
@@ -181,13 +195,13 @@ class Database:
         rows = self._known_rows
         if rows is not None:
             return rows
-        with self._lock:
-            _create(self._engine, self._tables.metadata)
+        with self._lock, self._connect() as connection:
+            _create(connection, self._tables.metadata)
             for table in (self._tables.tasks, self._tables.groups):
-                found = self._columns(table)
+                found = _columns(connection, table)
                 for column in table.columns:
                     if column.name not in found:
-                        _add_column(self._engine, table, column)
+                        _add_column(connection, table, column)
         rows = self._rows()
         assert rows is not None
         return rows
@@ -197,15 +211,13 @@ class Database:
         if self._known_rows is None:
             table = self._tables.tasks
             try:
-                found = self._columns(table)
+                with self._connect() as connection:
+                    found = _columns(connection, table)
             except sa.exc.NoSuchTableError:
                 return None
             columns = frozenset(column.name for column in table.columns if column.name in found and column.name != "id")
             self._known_rows = Rows(self._payloads, columns)
         return self._known_rows
-
-    def _columns(self, table: sa.Table) -> set[str]:
-        return {column["name"] for column in sa.inspect(self._engine).get_columns(table.name, schema=table.schema)}
 
 
 def _make_engine(url: str, options: DatabaseOptions) -> sa.Engine:
@@ -240,10 +252,14 @@ def _with_driver(url: str) -> str:
     return f"postgresql+{driver}://{rest}" if driver else f"postgresql://{rest}"
 
 
-def _create(engine: sa.Engine, metadata: sa.MetaData) -> None:
+def _columns(connection: sa.Connection, table: sa.Table) -> set[str]:
+    return {column["name"] for column in sa.inspect(connection).get_columns(table.name, schema=table.schema)}
+
+
+def _create(connection: sa.Connection, metadata: sa.MetaData) -> None:
     for left in reversed(range(CREATE_TRIES)):
         try:
-            metadata.create_all(engine)
+            metadata.create_all(connection)
             return
         except sa.exc.DatabaseError:
             # Looking and creating are two steps, and another process may have come between.
@@ -252,13 +268,12 @@ def _create(engine: sa.Engine, metadata: sa.MetaData) -> None:
             time.sleep(random.uniform(0.01, 0.1))
 
 
-def _add_column(engine: sa.Engine, table: sa.Table, column: sa.Column[Any]) -> None:
-    preparer = engine.dialect.identifier_preparer
-    kind = column.type.compile(engine.dialect)
+def _add_column(connection: sa.Connection, table: sa.Table, column: sa.Column[Any]) -> None:
+    preparer = connection.dialect.identifier_preparer
+    kind = column.type.compile(connection.dialect)
     statement = f"ALTER TABLE {preparer.format_table(table)} ADD COLUMN {preparer.format_column(column)} {kind}"
     try:
-        with engine.connect() as connection:
-            connection.execute(sa.text(statement))
+        connection.execute(sa.text(statement))
     except sa.exc.DatabaseError as error:
         logger.warning(
             "The table %s has no column %r, and adding it failed; what it holds will not be kept. Have it added by "

@@ -15,10 +15,15 @@ from typing import Any
 
 import pytest
 
+from amqptasks.app.app import App
+from amqptasks.broker.needs import PublishPolicy
 from amqptasks.exceptions import BackendError, TimeoutError
-from amqptasks.results.backend import ResultBackend
+from amqptasks.results.backend import NoResultBackend, ResultBackend
+from amqptasks.results.database import DatabaseBackend
 from amqptasks.results.memory import MemoryBackend
 from amqptasks.results.record import ResultRecord
+from amqptasks.results.rpc import RpcBackend
+from amqptasks.wire.message import encode
 from tests.support import eventually
 
 # Long enough for the slowest broker, short enough for a person to wait for.
@@ -48,8 +53,55 @@ def memory(request: pytest.FixtureRequest) -> Iterator[Subject]:
     backend.close()
 
 
+@contextmanager
+def rpc(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Results as answers to this process."""
+    app = App("conformance", broker=request.getfixturevalue("broker_url"), backend="rpc://", set_as_current=False)
+    backend = app.backend
+    assert isinstance(backend, RpcBackend)
+
+    def deliver(record: ResultRecord) -> None:
+        message = backend.message(record, backend.reply_to(), record.task_id)
+        assert message is not None
+        app.publisher.publish(encode(message, "", backend.reply_to()), (backend.need,), PublishPolicy())
+
+    yield Subject(backend, deliver)
+    app.close()
+
+
+@contextmanager
+def database(url: str, **options: Any) -> Iterator[Subject]:
+    """Results in a database."""
+    made: list[DatabaseBackend] = []
+
+    def make() -> DatabaseBackend:
+        made.append(DatabaseBackend(url, options))
+        return made[-1]
+
+    backend = make()
+    yield Subject(backend, backend.store, make)
+    for each in made:
+        each.close()
+
+
+def sqlite(request: pytest.FixtureRequest, **options: Any) -> AbstractContextManager[Subject]:
+    """Results in an SQLite file."""
+    return database(f"sqlite:///{request.getfixturevalue('tmp_path')}/results.db", **options)
+
+
+def postgresql(request: pytest.FixtureRequest, **options: Any) -> AbstractContextManager[Subject]:
+    """Results in a PostgreSQL."""
+    return database(request.getfixturevalue("postgres_url"), **options)
+
+
 SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Subject]]] = {
     "memory": memory,
+    "postgresql": postgresql,
+    # The statements for databases without an insert-or-update that is known.
+    "postgresql-portable": lambda request: postgresql(request, upsert=False),
+    "rpc": rpc,
+    "sqlite": sqlite,
+    "sqlite-portable": lambda request: sqlite(request, upsert=False),
 }
 
 
@@ -324,6 +376,32 @@ def test_who_answers_by_message_names_a_queue_and_who_stores_does_not(backend, n
     message = backend.message(record, backend.reply_to(), record.task_id)
     assert (backend.reply_to() is not None) == backend.in_message == (message is not None)
     assert backend.message(record, None, record.task_id) is None
+
+
+def test_a_group_is_kept_as_often_as_it_is_saved_until_it_is_deleted(subject, backend):
+    # Given a group that was saved twice, where groups can be
+    group_id, plain = str(uuid.uuid4()), [["g", None], [[["a", None], None], [["b", None], None]]]
+    if not backend.persistent and not isinstance(backend, MemoryBackend):
+        with pytest.raises(NoResultBackend, match="cannot save groups"):
+            backend.save_group(group_id, plain)
+        return
+    assert backend.fetch_group(group_id) is None
+    backend.save_group(group_id, [["g", None], []])
+    backend.save_group(group_id, plain)
+    # When this process, and another, ask for it / Then both get what was saved last
+    assert backend.fetch_group(group_id) == plain
+    assert (subject.other or (lambda: backend))().fetch_group(group_id) == plain
+    # And when it is deleted, twice, it is gone
+    backend.delete_group(group_id)
+    backend.delete_group(group_id)
+    assert backend.fetch_group(group_id) is None
+
+
+def test_an_expectation_that_is_taken_back_leaves_nothing(backend, new):
+    task_id = new()
+    backend.unexpect(task_id)
+    backend.unexpect(task_id)
+    assert backend.fetch(task_id) is None
 
 
 def test_its_name_shows_no_password(backend):
