@@ -243,6 +243,13 @@ _TASKS: Final = (
     _S("task_message_max_items", whole(1), 1_000_000, "Most containers a body may hold.", ours="new"),
     _S("task_message_max_depth", whole(1), 100, "Deepest nesting a body may have.", ours="new"),
     _S("task_ignore_result", boolean, False, "Store no results, unless the task says otherwise."),
+    _S(
+        "task_persist_result",
+        boolean,
+        False,
+        "With rpc://, keep the last state of each task in a queue of its own, for any process to read.",
+        ours="new",
+    ),
     _S("task_store_errors_even_if_ignored", boolean, False, "Store failures of tasks whose results are ignored."),
     _S("task_track_started", boolean, False, "Report STARTED when a task begins."),
     _S("task_time_limit", seconds(above=True).or_none(), None, "Seconds after which a task is killed.", "later"),
@@ -284,10 +291,20 @@ _TASKS: Final = (
 )
 
 _RESULTS: Final = (
-    _S("result_backend", url.or_none(), None, "Where results go: 'rpc://' for the caller; None: nowhere."),
+    _S(
+        "result_backend",
+        url.or_none(),
+        None,
+        "Where results go: 'rpc://' to the caller, 'db+…://' into a database; None: nowhere.",
+    ),
     _S("result_backend_transport_options", table, {}, "Options of the result store.", "later"),
     _S("result_serializer", text(), "json", "How results are written."),
-    _S("result_compression", text().or_none(), None, "How results are compressed.", "later"),
+    _S(
+        "result_compression",
+        text().or_none(),
+        None,
+        "How result stores compress what they keep: 'gzip', 'bz2', 'lzma', 'zstd'; None: not.",
+    ),
     _S(
         "result_expires",
         seconds().or_none(),
@@ -328,12 +345,23 @@ _RESULTS: Final = (
         "later",
     ),
     _S("result_chord_retry_interval", seconds(), 1.0, "Nothing polls for chords: RabbitMQ counts them.", "never"),
-    _S("result_backend_always_retry", boolean, False, "Try again when the result store fails.", "later"),
-    _S("result_backend_max_retries", fraction(), _ENDLESS, "How often.", "later"),
-    _S("result_backend_base_sleep_between_retries_ms", whole(), 10, "First wait, in milliseconds.", "later"),
-    _S("result_backend_max_sleep_between_retries_ms", whole(), 10_000, "Longest wait, in milliseconds.", "later"),
+    _S(
+        "result_backend_always_retry",
+        boolean,
+        True,
+        "Try again when the result store cannot be reached.",
+        ours="False in Celery, but True for databases",
+    ),
+    _S(
+        "result_backend_max_retries",
+        fraction(),
+        _ENDLESS,
+        "How often (Celery: 3 for databases). Reads, and states that are not final, are given up sooner.",
+    ),
+    _S("result_backend_base_sleep_between_retries_ms", whole(), 10, "First wait, in milliseconds; each is doubled."),
+    _S("result_backend_max_sleep_between_retries_ms", whole(), 10_000, "Longest wait, in milliseconds."),
     _S("result_backend_thread_safe", boolean, False, "Every result backend is safe from any thread.", "never"),
-    _S("override_backends", table, {}, "Names of result stores and the classes that keep them.", "later"),
+    _S("override_backends", table, {}, "Names of result backends, and your classes for them as 'module:Class'."),
 )
 
 #: The settings by subject, in the order of the documentation.

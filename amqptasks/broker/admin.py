@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import pika.exceptions
+import pika.spec
 from pika.channel import Channel
 
 from amqptasks.broker.declarer import perform
@@ -63,6 +64,7 @@ class Admin:
         self._label = ""
         self._ended: str | None = None
         self._refusal: _Refused | None = None
+        self._on_empty: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Admin:
         self.connect()
@@ -121,6 +123,33 @@ class Admin:
                 return refusal.code == RESOURCE_LOCKED
             raise self._error(f"to look at queue {queue!r}", refusal) from None
         return True
+
+    def peek(self, queue: str, most: int = 1) -> list[tuple[Any, bytes]] | None:
+        """Return the oldest messages of a queue, (properties, body) each, and leave them there in their order.
+
+        None if there is no such queue. While the call lasts, nobody else gets these messages. Not for quorum queues:
+        they count it as a delivery, and bury a message that was looked at too often.
+        """
+        found: list[tuple[Any, bytes]] = []
+        try:
+            while len(found) < most:
+                answer = self._request("basic.get", lambda channel, then: self._get(channel, queue, then))
+                if answer is None:
+                    break
+                found.append(answer)
+            if found and self._channel is not None:
+                self._channel.basic_nack(0, multiple=True, requeue=True)
+                # Waiting for an answer sends it off.
+                self._look(queue)
+        except _Refused as refusal:
+            if refusal.code == NOT_FOUND:
+                return None
+            raise self._error(f"to look into queue {queue!r}", refusal) from None
+        return found
+
+    def _get(self, channel: Channel, queue: str, then: Callable[[Any], None]) -> None:
+        self._on_empty = lambda: then(None)
+        channel.basic_get(queue, lambda _channel, _method, properties, body: then((properties, body)))
 
     def purge(self, queue: str) -> int | None:
         """Delete the messages that wait in a queue; return how many, None if there is no such queue."""
@@ -245,6 +274,7 @@ class Admin:
         self._await(lambda: bool(opened), "channel.open")
         self._channel = opened[0]
         self._channel.add_on_close_callback(self._on_channel_close)
+        self._channel.add_callback(lambda _frame: self._on_empty(), [pika.spec.Basic.GetEmpty], one_shot=False)
         return self._channel
 
     def _request(self, method: str, send: Callable[[Channel, Callable[[Any], None]], object]) -> Any:

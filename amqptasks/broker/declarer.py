@@ -17,6 +17,9 @@ from amqptasks.exceptions import OperationalError
 
 Done = Callable[["OperationalError | None"], None]
 
+#: What was declared is remembered for so many names; what was declared longest ago is declared again when needed.
+MAX_REMEMBERED = 10_000
+
 
 class Declarer:
     """Carries out lists of declarations, one after another, for one connection. Belongs to the loop's thread."""
@@ -25,7 +28,8 @@ class Declarer:
         self._connection = connection
         self._channel: Channel | None = None
         self._opening = False
-        self._done: set[str] = set()
+        # In order. Queues for single results come without end, so it is bounded.
+        self._done: dict[str, None] = {}
         # What waits, by key: its steps, and everyone to tell. The first is being carried out while `_step` is set.
         self._waiting: dict[str, tuple[Sequence[Step], list[Done]]] = {}
         self._step: Step | None = None
@@ -36,7 +40,7 @@ class Declarer:
 
     def forget(self, key: str) -> None:
         """Carry the steps out again next time: what they declared has gone."""
-        self._done.discard(key)
+        self._done.pop(key, None)
 
     def ensure(self, key: str, steps: Sequence[Step], done: Done) -> None:
         """Carry out the steps unless that was done before under this key, then call ``done`` with None or the error."""
@@ -78,7 +82,9 @@ class Declarer:
 
     def _carry_out(self, channel: Channel, key: str, steps: Sequence[Step], index: int) -> None:
         if index == len(steps):
-            self._done.add(key)
+            self._done[key] = None
+            if len(self._done) > MAX_REMEMBERED:
+                del self._done[next(iter(self._done))]
             self._finish(key, None)
             return
         self._step = step = steps[index]

@@ -47,6 +47,10 @@ class BackendApp(Protocol):
         """The settings."""
 
     @property
+    def tasks(self) -> Mapping[str, Any]:
+        """The registered tasks."""
+
+    @property
     def thread(self) -> LoopThread:
         """The background thread of the process's connections to the broker."""
 

@@ -16,6 +16,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from amqptasks.broker.consumer import Delivery, QueueConsumer
 from amqptasks.broker.declarer import Declarer
@@ -26,6 +27,7 @@ from amqptasks.broker.parameters import Endpoint
 from amqptasks.broker.topology import DeclareQueue, Step
 from amqptasks.exceptions import BackendError, ContentError, ResultUnreachable
 from amqptasks.results.backend import OnRecord, ResultBackend, timed_out
+from amqptasks.results.kept import KeptResults
 from amqptasks.results.payload import accepted_results
 from amqptasks.results.record import ResultRecord, supersedes
 from amqptasks.results.registry import BackendApp
@@ -73,6 +75,10 @@ def from_app(_url: str, app: BackendApp) -> RpcBackend:
             cache_max=conf.result_cache_max,
             queue_max_length=conf.rpc_queue_max_length,
             limits=app.limits(),
+        ),
+        keeps=lambda: (
+            bool(conf.task_persist_result)
+            or any(getattr(task, "persist_result", None) for task in list(app.tasks.values()))
         ),
     )
 
@@ -122,11 +128,13 @@ class RpcBackend(ResultBackend):
         endpoints: Callable[[], Sequence[Endpoint]],
         options: RpcOptions,
         backoff: Backoff | None = None,
+        keeps: Callable[[], bool] = lambda: False,
     ) -> None:
         self.options = options
         self._thread = thread
         self._endpoints = endpoints
         self._backoff = backoff or Backoff(max_s=1.0)
+        self._kept = KeptResults(endpoints, options.prefix, self._read, keeps)
         self._reset()
         thread.on_fork(self._forget_after_fork)
 
@@ -194,12 +202,14 @@ class RpcBackend(ResultBackend):
         """Return the newest answer that has come in; the first call begins to take answers in."""
         slot = self._slots.get(task_id)
         if slot is None:
-            return None
+            return self._kept.fetch(task_id) if self._kept.is_used() else None
         self._listen()
         return slot.record
 
     def wait(self, task_id: str, timeout_s: float | None, on_record: OnRecord | None = None) -> ResultRecord:
-        """Wait for the final answer."""
+        """Wait for the final answer, or for the one that the broker keeps if the task was sent by another process."""
+        if task_id not in self._slots and self._kept.is_used():
+            return self._kept.wait(task_id, timeout_s, on_record)
         slot = self._slot(task_id)
         record = slot.record
         if record is not None and record.is_final:
@@ -232,6 +242,8 @@ class RpcBackend(ResultBackend):
     ) -> list[ResultRecord]:
         """Wait until one of several answers is final; return all that are."""
         table = self._slots
+        if self._kept.is_used() and any(task_id not in table for task_id in task_ids):
+            return super().wait_any(task_ids, timeout_s, on_record)
         slots = [self._slot(task_id) for task_id in task_ids]
         self._listen()
         waiter = _Waiter(every=on_record is not None)
@@ -258,8 +270,10 @@ class RpcBackend(ResultBackend):
         self._slots.pop(task_id, None)
 
     def forget(self, task_id: str) -> None:
-        """Drop what came in for a task; what comes later is thrown away."""
+        """Drop what came in for a task, and what the broker keeps of it; what comes later is thrown away."""
         self._slots.pop(task_id, None)
+        if self._kept.is_used():
+            self._kept.forget(task_id)
 
     def as_uri(self) -> str:
         """Return ``rpc://``."""
@@ -283,8 +297,8 @@ class RpcBackend(ResultBackend):
                 f"the result of task {task_id} cannot reach this process: rpc:// answers only the "
                 "process that sent the "
                 f"task, before forget(), and for its last {self.options.cache_max} tasks "
-                "(result_cache_max). Use a result "
-                "store such as redis:// or db+sqlite:// to read results from anywhere"
+                "(result_cache_max). Give the task persist_result=True, or use a result store such as "
+                "db+postgresql://, to read results from anywhere"
             )
         return slot
 
@@ -352,15 +366,7 @@ class RpcBackend(ResultBackend):
         delivery.ack()
         properties = delivery.properties
         try:
-            record = ResultRecord.from_plain(
-                loads(
-                    delivery.body,
-                    properties.content_type or "",
-                    properties.content_encoding or "",
-                    self.options.accept,
-                    self.options.limits,
-                )
-            )
+            record = self._read(properties, delivery.body)
         except ContentError as error:
             # The task cannot be known for sure; its caller runs into its timeout, and the log says why.
             logger.error(
@@ -368,6 +374,11 @@ class RpcBackend(ResultBackend):
             )
             return
         self._take(record)
+
+    def _read(self, properties: Any, body: bytes) -> ResultRecord:
+        options = self.options
+        content_type, content_encoding = properties.content_type or "", properties.content_encoding or ""
+        return ResultRecord.from_plain(loads(body, content_type, content_encoding, options.accept, options.limits))
 
     def _take(self, record: ResultRecord) -> None:
         # The queue is this process's own: an answer nobody expected belongs to a task that one of ours has started.
