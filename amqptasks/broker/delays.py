@@ -74,7 +74,8 @@ class Ladder:
                 durable=True,
                 exclusive=False,
                 auto_delete=False,
-                arguments={"x-queue-type": self.queue_type},
+                # Not the ladder's type: ladders of both types share this queue, and its arguments can never change.
+                arguments={"x-queue-type": "quorum"},
             ),
             BindQueue(self.unroutable, self.unroutable, "", {}),
             DeclareExchange(

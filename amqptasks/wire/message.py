@@ -89,7 +89,7 @@ def encode_properties(message: Message) -> bytes:
     parts.append(b"\x02" if message.delivery_mode == PERSISTENT else b"\x01")
     if message.priority is not None:
         flags |= _PRIORITY
-        parts.append(bytes((message.priority,)))
+        parts.append(_octet(message.priority))
     if message.correlation_id is not None:
         flags |= _CORRELATION_ID
         parts.append(_short(message.correlation_id))
@@ -104,7 +104,7 @@ def encode_properties(message: Message) -> bytes:
         parts.append(_short(message.message_id))
     if message.timestamp is not None:
         flags |= _TIMESTAMP
-        parts.append(_U64(message.timestamp))
+        parts.append(_seconds(message.timestamp))
     if message.type is not None:
         flags |= _TYPE
         parts.append(_short(message.type))
@@ -124,6 +124,20 @@ def _short(text: str) -> bytes:
         return bytes((len(data),)) + data
     except (ValueError, UnicodeError, AttributeError) as error:
         raise EncodeError(f"expected an AMQP name of at most 255 bytes of UTF-8, got: {text!r:.80}") from error
+
+
+def _octet(value: Any) -> bytes:
+    try:
+        return bytes((value,))
+    except (ValueError, TypeError) as error:
+        raise EncodeError(f"expected a priority to be a whole number from 0 to 255, got: {value!r:.80}") from error
+
+
+def _seconds(value: Any) -> bytes:
+    try:
+        return _U64(value)
+    except struct.error as error:
+        raise EncodeError(f"expected a moment in whole seconds, 1970 or later, got: {value!r:.80}") from error
 
 
 def encode_table(table: Mapping[str, Any]) -> bytes:
@@ -173,7 +187,7 @@ def _value(value: Any) -> bytes:
         return b"x" + _U32(len(value)) + bytes(value)
     if isinstance(value, datetime):
         moment = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
-        return b"T" + _U64(int(moment.timestamp()))
+        return b"T" + _seconds(int(moment.timestamp()))
     if isinstance(value, Decimal):
         return _long(str(value))
     raise EncodeError(

@@ -1,0 +1,165 @@
+"""The delay ladder as data: addresses at the edges, and the topology of rabbitmq.md §1.5."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amqptasks.broker.delays import LEVELS, MAX_DELAY_MS, MAX_QUEUE_NAME_BYTES, MAX_UNITS, UNIT_MS, Ladder
+from amqptasks.broker.topology import BindExchange, BindQueue, DeclareExchange, DeclareQueue
+from amqptasks.exceptions import ImproperlyConfigured
+
+QUEUE = "orders.eu"
+
+
+@pytest.fixture
+def ladder() -> Ladder:
+    return Ladder()
+
+
+def matches(pattern: str, key: str) -> bool:
+    """AMQP's topic matching, of patterns with stars and one '#' at the end."""
+    words, keys = pattern.split("."), key.split(".")
+    if words[-1] == "#":
+        words = words[:-1]
+        return len(keys) >= len(words) and all(w in ("*", k) for w, k in zip(words, keys, strict=False))
+    return len(keys) == len(words) and all(w in ("*", k) for w, k in zip(words, keys, strict=True))
+
+
+def way(ladder: Ladder, delay_ms: float, queue: str = QUEUE) -> tuple[int, list[str]]:
+    """Follow a message through the declared topology: how long it waits in all, and where it comes out."""
+    steps = [*ladder.steps(), ladder.exit_for(queue)]
+    queues = {each.queue: each for each in steps if isinstance(each, DeclareQueue)}
+    exchange, key = ladder.address(delay_ms, queue)
+    waited = 0
+    for _ in range(2 * LEVELS + 1):
+        found: list[str] = []
+        for each in steps:
+            if isinstance(each, BindQueue) and each.exchange == exchange and matches(each.routing_key, key):
+                found.append(each.queue)
+            if isinstance(each, BindExchange) and each.source == exchange and matches(each.routing_key, key):
+                found.append(each.destination)
+        assert len(found) == 1, f"{exchange} with {key} leads to {found}"
+        if found[0] not in queues:
+            if exchange == ladder.due:
+                return waited, found
+            exchange = found[0]
+            continue
+        arguments = queues[found[0]].arguments
+        waited += arguments["x-message-ttl"]
+        exchange = arguments["x-dead-letter-exchange"]
+        assert "x-dead-letter-routing-key" not in arguments
+    raise AssertionError("it goes round and round")
+
+
+@pytest.mark.parametrize(
+    ("delay_ms", "exchange", "digits"),
+    [
+        (0, "x0", "0.0.0.0.0.1"),
+        (1, "x0", "0.0.0.0.0.1"),
+        (50, "x0", "0.0.0.0.0.1"),
+        (51, "x0", "0.0.0.0.0.2"),
+        (15 * 50, "x0", "0.0.0.0.0.f"),
+        (16 * 50, "x1", "0.0.0.0.1.0"),
+        (3_600_000, "x4", "0.1.1.9.4.0"),
+        (MAX_DELAY_MS - 51, "x5", "f.f.f.f.f.e"),
+        (MAX_DELAY_MS - 1, "x5", "f.f.f.f.f.f"),
+        (MAX_DELAY_MS, "x5", "f.f.f.f.f.f"),
+        (MAX_DELAY_MS + 1, "x5", "f.f.f.f.f.f"),
+        (1e15, "x5", "f.f.f.f.f.f"),
+    ],
+)
+def test_the_address_says_the_time_in_units(ladder: Ladder, delay_ms: float, exchange: str, digits: str) -> None:
+    # When a message is to wait this long / Then it enters at its highest digit, rounded up, cut at the longest time
+    assert ladder.address(delay_ms, QUEUE) == (f"amqptasks.delay.v1.{exchange}", f"{digits}.{QUEUE}")
+
+
+def test_the_span_is_as_documented() -> None:
+    assert (LEVELS, UNIT_MS, MAX_UNITS) == (6, 50, 16**6 - 1)
+    assert 9.7 < MAX_DELAY_MS / 86_400_000 < 9.71
+
+
+@given(st.integers(1, MAX_DELAY_MS) | st.floats(0.01, MAX_DELAY_MS))
+def test_every_way_through_the_ladder_takes_the_time_and_ends_at_the_queue(delay_ms: float) -> None:
+    # Given any time / When a message follows the bindings / Then it waits so long, at most a unit more, never less
+    waited, found = way(Ladder(), delay_ms)
+    assert delay_ms <= waited < delay_ms + UNIT_MS
+    assert found == [QUEUE]
+
+
+@pytest.mark.parametrize("queue", ["q", "a.b.c.d.e.f.g", "0.0.1", "x" * MAX_QUEUE_NAME_BYTES, "ü"])
+def test_queues_of_any_name_are_reached_and_only_they(ladder: Ladder, queue: str) -> None:
+    # Given neighbours whose names end like this one / When a message leaves / Then it reaches its own queue alone
+    _waited, found = way(ladder, 500, queue)
+    assert found == [queue]
+    _exchange, key = ladder.address(500, queue)
+    assert len(key.encode()) <= 255
+    for other in ("other." + queue, queue + ".more", queue[1:]):
+        binding = "*." * LEVELS + other
+        assert not matches(binding, key)
+
+
+def test_the_way_out_has_exactly_six_stars(ladder: Ladder) -> None:
+    step = ladder.exit_for("orders.eu")
+    assert step == BindQueue("orders.eu", "amqptasks.delay.v1.due", "*.*.*.*.*.*.orders.eu", {})
+
+
+@pytest.mark.parametrize("queue", ["", "x" * (MAX_QUEUE_NAME_BYTES + 1), "a.*.b", "#", "a.#"])
+def test_a_queue_name_that_the_ladder_cannot_carry_is_refused(ladder: Ladder, queue: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="a queue with delayed tasks|name of a queue with delayed tasks"):
+        ladder.exit_for(queue)
+
+
+def test_the_topology_is_that_of_the_reference(ladder: Ladder) -> None:
+    # Given the ladder's steps / Then there are 6 levels of 15 queues, lossless, with their times
+    steps = ladder.steps()
+    queues = [each for each in steps if isinstance(each, DeclareQueue)]
+    rungs = [each for each in queues if each.queue != ladder.unroutable]
+    assert len(rungs) == 90 and len({each.queue for each in rungs}) == 90
+    times = sorted(each.arguments["x-message-ttl"] for each in rungs)
+    assert times == sorted(50 * digit * 16**level for digit in range(1, 16) for level in range(6))
+    assert times[-1] < 2**32, "RabbitMQ takes no longer time to live"
+    for each in rungs:
+        assert each.durable and not each.exclusive and not each.auto_delete
+        assert each.arguments["x-queue-type"] == "quorum"
+        assert each.arguments["x-dead-letter-strategy"] == "at-least-once"
+        assert each.arguments["x-overflow"] == "reject-publish"
+    # And what leaves without a queue is kept, for it would block everyone else
+    due = next(each for each in steps if isinstance(each, DeclareExchange) and each.exchange == ladder.due)
+    assert due.arguments["alternate-exchange"] == ladder.unroutable
+    assert any(each.queue == ladder.unroutable for each in queues)
+    assert any(isinstance(each, BindQueue) and each.exchange == ladder.unroutable for each in steps)
+    # And whatever is named was declared before
+    declared: set[str] = set()
+    for step in steps:
+        if isinstance(step, DeclareExchange):
+            declared.add(step.exchange)
+        elif isinstance(step, DeclareQueue):
+            declared.add(step.queue)
+            assert step.arguments.get("x-dead-letter-exchange", step.queue) in declared
+        elif isinstance(step, BindQueue):
+            assert {step.queue, step.exchange} <= declared
+        else:
+            assert {step.source, step.destination} <= declared
+
+
+def test_ladders_of_two_kinds_or_prefixes_live_side_by_side() -> None:
+    # Given ladders of other applications on one broker / When all are declared / Then no two declare a name differently
+    ladders = [Ladder(), Ladder("team-a"), Ladder(queue_type="classic"), Ladder("team-a", "classic")]
+    declared: dict[tuple[type, str], object] = {}
+    for ladder in ladders:
+        for each in ladder.steps():
+            if isinstance(each, (DeclareExchange, DeclareQueue)):
+                name = each.exchange if isinstance(each, DeclareExchange) else each.queue
+                assert name.startswith(ladder.prefix + ".")
+                assert declared.setdefault((type(each), name), each) == each
+    # And each keeps to its own rungs
+    assert len(declared) == 4 * (90 + 7) + 2 * 2
+
+
+def test_a_classic_ladder_asks_for_what_classic_queues_know() -> None:
+    rungs = [each for each in Ladder(queue_type="classic").steps() if isinstance(each, DeclareQueue)]
+    for each in rungs[1:]:
+        assert each.arguments["x-queue-type"] == "classic"
+        assert "x-dead-letter-strategy" not in each.arguments and "x-overflow" not in each.arguments
