@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 from amqptasks.broker.loop import Loop
@@ -34,7 +34,9 @@ HOLD_S: Final = 0.002
 _BEGUN = struct.Struct("=Qd")
 _NUMBER = struct.Struct("=Q")
 _WITHDRAWN_AT = _BEGUN.size
-MARK_BYTES: Final = _BEGUN.size + _NUMBER.size
+_KEPT_AT = _WITHDRAWN_AT + _NUMBER.size
+_REPORTS_AT = _KEPT_AT + _NUMBER.size
+MARK_BYTES: Final = _REPORTS_AT + (1 << 16)
 
 
 class Gate(Protocol):
@@ -48,7 +50,7 @@ class Gate(Protocol):
 
 
 class Mark:
-    """The shared memory of one slot: what was begun, when, and up to where tasks were taken back."""
+    """The shared memory of one slot: what was begun, when, up to where tasks were taken back, and reports held back."""
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, MARK_BYTES)
@@ -70,6 +72,26 @@ class Mark:
         """Return the number up to which tasks were taken back."""
         number: int = _NUMBER.unpack_from(self.memory, _WITHDRAWN_AT)[0]
         return number
+
+    def keep(self, report: bytes) -> bool:
+        """Put a report that is held back where it survives the runner. False when it does not fit."""
+        size = _NUMBER.unpack_from(self.memory, _KEPT_AT)[0]
+        start = _REPORTS_AT + size
+        if start + len(report) > MARK_BYTES:
+            return False
+        # The size last: until then the report is not there for who reads.
+        self.memory[start : start + len(report)] = report
+        _NUMBER.pack_into(self.memory, _KEPT_AT, size + len(report))
+        return True
+
+    def drop_kept(self) -> None:
+        """Forget the reports: they were sent."""
+        _NUMBER.pack_into(self.memory, _KEPT_AT, 0)
+
+    def kept(self) -> bytes:
+        """Return the reports that were held back and, as far as is known here, not sent."""
+        size = _NUMBER.unpack_from(self.memory, _KEPT_AT)[0]
+        return self.memory[_REPORTS_AT : _REPORTS_AT + size]
 
 
 class SlotOwner(Protocol):
@@ -148,9 +170,10 @@ class Slot:
         return taken
 
     def drain(self) -> None:
-        """Read what the other end reported before it went."""
+        """Read what the other end reported before it went, and what it held back: those tasks have ended too."""
         while self._is_open and self._receive(at_end=True):
             pass
+        self._take_in(FrameReader().feed(self.mark.kept()))
 
     def abandon(self) -> list[Request]:
         """Return everything assigned, begun or not: the other end is gone."""
@@ -211,8 +234,12 @@ class Slot:
             if not at_end:
                 self._owner.on_broken(self)
             return False
+        self._take_in(self._reader.feed(data))
+        return True
+
+    def _take_in(self, frames: Iterator[Any]) -> None:
         assigned = self.assigned
-        for frame in self._reader.feed(data):
+        for frame in frames:
             number = frame[1]
             # Reports come in order. A task that was taken back is skipped on the other side and has left this queue.
             while assigned and assigned[0].number < number:
@@ -223,18 +250,19 @@ class Slot:
                 self._owner.on_outcome(self, assigned.popleft(), Outcome.from_frame(frame))
             else:
                 self._owner.on_message(self, assigned[0], FollowUp.from_plain(frame[2]))
-        return True
 
 
 class Reporter:
     """Sends reports to the parent, several at once where tasks are short. One per runner.
 
     A report is held back only while another task is waiting to run, and a second thread sees to it that a task which
-    then takes long does not keep the reports before it.
+    then takes long does not keep the reports before it. Should the runner die meanwhile, the parent finds them in the
+    shared memory.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, mark: Mark) -> None:
         self._sock = sock
+        self._mark = mark
         self._lock = threading.Lock()
         self._held: list[bytes] = []
         self._held_since = 0.0
@@ -253,7 +281,9 @@ class Reporter:
         with self._lock:
             held = self._held
             held.append(frame)
-            if len(held) == 1:
+            if not self._mark.keep(frame):
+                self._send_held()
+            elif len(held) == 1:
                 self._held_since = time.monotonic()
                 if not self._wake.is_set():
                     self._start()
@@ -270,6 +300,8 @@ class Reporter:
         data = b"".join(self._held)
         self._held.clear()
         self._sock.sendall(data)
+        # Only now: what arrives twice is taken in once.
+        self._mark.drop_kept()
 
     def _start(self) -> None:
         if self._thread is None:
@@ -298,7 +330,7 @@ def serve(
         run: Runs the task of a frame; the second argument sends a frame to the parent at once.
     """
     reader = FrameReader()
-    reporter = Reporter(sock)
+    reporter = Reporter(sock, mark)
     sock.setblocking(True)
     try:
         while True:
