@@ -198,7 +198,7 @@ ODD: dict[str, tuple[bytes, dict[str, Any]]] = {
         GOOD_BODY,
         {"headers": {"a": 1, "b": True, "c": None, "d": [1, "x"], "e": {"f": {"g": []}}, "h": b"\xff", "i": 2**40}},
     ),
-    "null headers": (GOOD_BODY, {"headers": dict.fromkeys(("eta", "expires", "retries", "timelimit", "group", "shadow"))}),
+    "null headers": (GOOD_BODY, {"headers": dict.fromkeys(("eta", "expires", "retries", "timelimit", "group"))}),
     "nothing embedded": (b"[[1,2],{},null]", {}),
     "protocol 2 with a body of protocol 1": (b'{"args":[1,2],"kwargs":{}}', {}),
     "space around": (b"\n " + GOOD_BODY + b"\n", {}),
