@@ -23,6 +23,9 @@ from amqptasks.exceptions import OperationalError, TopologyConflict
 
 logger = logging.getLogger(__name__)
 
+#: Without a prefetch limit, acks that may wait are sent when half of this many do.
+UNLIMITED_ACKS = 200
+
 
 @dataclass(slots=True, eq=False)
 class Delivery:
@@ -156,7 +159,7 @@ class QueueConsumer:
             else:
                 self._loop.at_turn_end(self.flush)
         self._acked.add(delivery.tag)
-        if self._ack_delay_s and len(self._acked) * 2 >= self._prefetch:
+        if self._ack_delay_s and len(self._acked) * 2 >= (self._prefetch or UNLIMITED_ACKS):
             self.flush()
 
     def give_back(self, delivery: Delivery) -> None:

@@ -141,7 +141,21 @@ class Dispatcher:
         waiting = self.waiting
         if self.is_paused or not waiting:
             return
-        slots = [slot for slot in self._slots() if slot.is_open]
+        slots = self._slots()
+        for slot in slots:
+            # The common case: something has come in, and somebody is idle.
+            if not slot.assigned and slot.is_open:
+                slot.assign(waiting.popleft())
+                if not waiting:
+                    break
+        if waiting:
+            self._hand_out_ahead([slot for slot in slots if slot.is_open])
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _hand_out_ahead(self, slots: list[Slot]) -> None:
+        waiting = self.waiting
         most = self._ahead()
         while waiting and slots:
             # Fewest first: idle slots are served before any gets a second task.
@@ -149,9 +163,6 @@ class Dispatcher:
             if len(slot.assigned) >= most:
                 break
             slot.assign(waiting.popleft())
-        if not self._sweeping:
-            self._sweeping = True
-            self._loop.call_later(SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
         """Ack what has begun, and free what waits behind a task that takes long."""

@@ -32,11 +32,14 @@ from amqptasks.worker.dispatch import Dispatcher
 from amqptasks.worker.executor import Executor
 from amqptasks.worker.pools.pool import Pool, PoolEvents
 from amqptasks.worker.settlement import Settlement
+from amqptasks.worker.storer import Storer
 
 logger = logging.getLogger("amqptasks.worker")
 
 #: The prefetch multiplier while tasks are very short, where none is set.
 SHORT_MULTIPLIER = 64
+#: Acks wait this long to leave together, and let results go first; never when half of the prefetch waits. Seconds.
+ACK_DELAY_S = 0.005
 EXIT_OK = 0
 EXIT_FAILURE = 1
 POOLS = ("prefork", "solo", "threads")
@@ -110,6 +113,7 @@ class Worker:
         self.pool.start()
         self._consume_link.start()
         self._publish_link.start()
+        self._storer.prepare(self._on_misconfigured)
         try:
             self.loop.run()
         finally:
@@ -123,7 +127,8 @@ class Worker:
         self.loop = loop = Loop()
         backoff = Backoff(max_s=conf.broker_connection_retry_interval_max)
         self._confirms = ConfirmChannel(loop)
-        self._settlement = Settlement(self._confirms, app.sender, self.hostname, self._settled)
+        self._storer = Storer(loop, lambda: app.backend)
+        self._settlement = Settlement(self._confirms, app.sender, self._storer, self.hostname, self._settled)
         self._publish_link = self._link("worker publisher", self._publish_up, self._publish_down, backoff)
         self._consume_link = self._link("worker consumer", self._consume_up, self._consume_down, backoff)
         self._executor = Executor(app, self.hostname)
@@ -177,7 +182,7 @@ class Worker:
             self.loop, queue.name, prefetch=self.prefetch,
             need=None if queue.no_declare else self.app.sender.need(queue),
             on_delivery=self._deliveries.on_delivery, on_consuming=self._on_consuming, on_lost=self._on_lost_channel,
-            on_refused=self._on_refused, arguments=queue.consumer_arguments, tag_prefix=self.hostname,
+            on_refused=self._on_refused, arguments=queue.consumer_arguments, tag_prefix=self.hostname, ack_delay_s=ACK_DELAY_S,
         )  # fmt: skip
 
     def _banner(self) -> str:
@@ -224,6 +229,11 @@ class Worker:
             # Wrong from the start: nothing mends itself here.
             self._exit_code = EXIT_FAILURE
             self._stop_cold("a queue cannot be declared")
+
+    def _on_misconfigured(self, why: str) -> None:
+        logger.critical("%s", why)
+        self._exit_code = EXIT_FAILURE
+        self._stop_cold("results cannot be stored")
 
     def _on_consuming(self, _consumer: QueueConsumer) -> None:
         if not self._ready and all(each.is_consuming for each in self._consumers):
