@@ -35,6 +35,7 @@
             └── ContentDisallowed
     SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError, Terminated    plain Exceptions: user code may catch them
     WorkerShutdown, WorkerTerminate                                          SystemExit: they stop a worker
+    AmqptasksWarning (a UserWarning) ── AlwaysEagerIgnored                   warnings, not raised
 
 The names are Celery's where Celery has one. Messages say what happened, to what, what was expected, what to do.
 """
@@ -45,13 +46,13 @@ import builtins
 from typing import Any
 
 __all__ = [
-    "AlreadyRegistered", "AmqptasksError", "BackendError", "BackendGetMetaError", "BackendStoreError",
-    "BrokerUnavailable", "BulkError", "CeleryError", "ChordError", "ContentDisallowed", "ContentError", "DecodeError",
-    "EncodeError", "Ignore", "ImproperlyConfigured", "IncompleteStream", "InvalidSetting", "InvalidTaskError",
-    "MaxRetriesExceededError", "MaybeSent", "NotRegistered", "NotSent", "OperationalError", "QueueNotFound",
-    "Reject", "ResultUnreachable", "Retry", "SecurityError", "SoftTimeLimitExceeded", "TaskError",
-    "TaskPredicate", "TaskRevokedError", "Terminated", "TimeLimitExceeded", "TimeoutError", "TopologyConflict",
-    "Unroutable", "WorkerLostError", "WorkerShutdown", "WorkerTerminate",
+    "AlreadyRegistered", "AlwaysEagerIgnored", "AmqptasksError", "AmqptasksWarning", "BackendError",
+    "BackendGetMetaError", "BackendStoreError", "BrokerUnavailable", "BulkError", "CeleryError", "CeleryWarning",
+    "ChordError", "ContentDisallowed", "ContentError", "DecodeError", "EncodeError", "Ignore", "ImproperlyConfigured",
+    "IncompleteStream", "InvalidSetting", "InvalidTaskError", "MaxRetriesExceededError", "MaybeSent", "NotRegistered",
+    "NotSent", "OperationalError", "QueueNotFound", "Reject", "ResultUnreachable", "Retry", "SecurityError",
+    "SoftTimeLimitExceeded", "TaskError", "TaskPredicate", "TaskRevokedError", "Terminated", "TimeLimitExceeded",
+    "TimeoutError", "TopologyConflict", "Unroutable", "WorkerLostError", "WorkerShutdown", "WorkerTerminate",
 ]  # fmt: skip
 
 
@@ -61,6 +62,18 @@ class AmqptasksError(Exception):
 
 #: The name under which code written for Celery catches it.
 CeleryError = AmqptasksError
+
+
+class AmqptasksWarning(UserWarning):
+    """The root of the warnings of this package."""
+
+
+#: The name under which code written for Celery knows it.
+CeleryWarning = AmqptasksWarning
+
+
+class AlwaysEagerIgnored(AmqptasksWarning):
+    """``send_task()`` sends, whatever ``task_always_eager`` says: it does not know the function."""
 
 
 class ImproperlyConfigured(AmqptasksError):

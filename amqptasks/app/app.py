@@ -6,26 +6,23 @@ independent of each other; `current_app` exists for users only.
 
 from __future__ import annotations
 
-import importlib
 import os
 import socket
-import sys
-import threading
 import uuid
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from datetime import tzinfo
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from amqptasks.app.registry import TaskRegistry
-from amqptasks.app.sender import Bulk, Sender
-from amqptasks.app.task import Task as TaskType
+from amqptasks.app import current
+from amqptasks.app.definitions import TaskHome, script_name
+from amqptasks.app.gathering import Bulk
+from amqptasks.app.sender import Sender
+from amqptasks.app.task import Task
 from amqptasks.canvas.signature import Signature
 from amqptasks.entities import Queue
 from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.results.backend import ResultBackend
-from amqptasks.results.context import set_default_app
 from amqptasks.results.handles import AsyncResult, GroupResult
 from amqptasks.results.registry import make_backend
 from amqptasks.settings import Conf, broker_urls
@@ -41,10 +38,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_current: weakref.ReferenceType[App] | None = None
 
-
-class App:
+class App(TaskHome):
     """A task application: settings, tasks, and the connections that serve them. Safe from any thread, and after a fork.
 
     Args:
@@ -52,12 +47,12 @@ class App:
         broker: RabbitMQ's URL, or several (a list, or separated by ``;``) to fail over between.
         backend: Where results go: ``rpc://`` to the caller, ``db+…://`` into a database, or nowhere.
         include: Modules with tasks, imported by workers.
+        task_cls: The class that ``@app.task`` builds on, or its dotted name.
+        autofinalize: Complete the tasks at the first look at them, rather than only when told.
+        strict_typing: Check the arguments of calls before they are sent.
         config_source: A settings module or object, as for `config_from_object`.
         **settings: Settings by name.
     """
-
-    #: The class that ``@app.task`` makes tasks of.
-    Task: type[TaskType[..., Any]] = TaskType
 
     def __init__(
         self,
@@ -68,16 +63,17 @@ class App:
         *,
         config_source: Any = None,
         namespace: str | None = None,
-        task_cls: type[TaskType[..., Any]] | None = None,
+        task_cls: type[Task[..., Any]] | str | None = None,
         set_as_current: bool = True,
+        autofinalize: bool = True,
+        strict_typing: bool = True,
         **settings: Any,
     ) -> None:
+        super().__init__(task_cls=task_cls, autofinalize=autofinalize, strict_typing=strict_typing)
         self.main = main
-        self.tasks = TaskRegistry()
         self.include = tuple(include)
         self.on_configure = Signal("on_configure")
         self.on_after_configure = Signal("on_after_configure")
-        self.on_after_finalize = Signal("on_after_finalize")
         self._namespace = namespace
         self._config_source: Any = config_source
         self._given = dict(settings)
@@ -85,16 +81,12 @@ class App:
             self._given["broker_url"] = broker if isinstance(broker, str) else list(broker)
         if backend is not None:
             self._given["result_backend"] = backend
-        self._lock = threading.RLock()
         self._conf: Conf | None = None
         #: The backend, the publisher and their thread, once they are needed.
         self._parts: dict[str, Any] = {}
-        self._finalized = False
         # In a worker's child the executor puts itself here, to carry states to the parent.
         self.state_reporter: Callable[..., None] | None = None
         self.sender = Sender(self)
-        if task_cls is not None:
-            self.Task = task_cls
         if set_as_current:
             self.set_current()
 
@@ -162,80 +154,6 @@ class App:
 
         return name if isinstance(name, tzinfo) else ZoneInfo(name)
 
-    # -- tasks
-
-    @overload
-    def task(self, function: Callable[P, R], /) -> TaskType[P, R]: ...
-
-    @overload
-    def task(self, **options: Any) -> Callable[[Callable[..., R]], TaskType[..., R]]: ...
-
-    def task(self, *args: Any, **options: Any) -> Any:
-        """Make a function a task; used bare or with options (see `amqptasks.app.task.Task`).
-
-        Args:
-            name: Its name; module and function name without.
-            bind: Pass the task itself as first argument.
-            base: A `Task` subclass to build on.
-        """
-        if len(args) > 1 or (args and not callable(args[0])):
-            raise TypeError(f"@app.task takes one function, or options by name, got: {args!r:.80}")
-
-        def make(function: Callable[..., Any]) -> TaskType[..., Any]:
-            return self._make_task(function, **options)
-
-        return make(args[0]) if args else make
-
-    def _make_task(
-        self, function: Callable[..., Any], *, name: str | None = None, bind: bool = False,
-        base: type[TaskType[..., Any]] | None = None, **attributes: Any,
-    ) -> TaskType[..., Any]:  # fmt: skip
-        name = name or self.gen_task_name(function.__name__, function.__module__)
-        known = dict.get(self.tasks, name)
-        if known is not None and _same_place(known, function):
-            # A module imported twice, as __main__ and by name, or reloaded: the first stays.
-            return known  # type: ignore[no-any-return]
-        task = (base or self.Task).from_function(self, function, name, bind=bind, attributes=attributes)
-        self.tasks.register(task)
-        return task
-
-    def register_task(self, task: TaskType[..., Any], **options: Any) -> TaskType[..., Any]:
-        """Register an instance of a `Task` subclass; returns it."""
-        if not task.name:
-            task.name = self.gen_task_name(type(task).__name__, type(task).__module__)
-        for key, value in options.items():
-            setattr(task, key, value)
-        type(task).app = self
-        self.tasks.register(task)
-        return task
-
-    def gen_task_name(self, name: str, module: str) -> str:
-        """Name a task of a function: ``module.function``. Override it for another rule."""
-        if module == "__main__":
-            module = self.main or _script_name()
-        return f"{module}.{name}" if module else name
-
-    def finalize(self) -> None:
-        """Say that every task is there. Safe twice."""
-        with self._lock:
-            if self._finalized:
-                return
-            self._finalized = True
-        self.on_after_finalize.send(self)
-
-    def import_modules(self) -> None:
-        """Import the modules that hold tasks: the ``include`` argument and the ``imports`` and ``include`` settings."""
-        for module in (*self.include, *(self.conf.imports or ()), *(self.conf.include or ())):
-            try:
-                importlib.import_module(module)
-            except ModuleNotFoundError as error:
-                if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
-                    raise ImproperlyConfigured(
-                        f"cannot import {module!r} named in 'imports' or 'include': {error}"
-                    ) from error
-                raise
-        self.finalize()
-
     # -- sending
 
     def send_task(
@@ -251,6 +169,11 @@ class App:
         if task_id is not None:
             options["task_id"] = task_id
         return self.sender.send(name, args, kwargs, options)
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether calls run at once, in the caller: ``task_always_eager``."""
+        return bool(self.conf.task_always_eager)
 
     def bulk(self) -> Bulk:
         """Open a block whose sends share their round trips: ``with app.bulk(): …``.
@@ -366,7 +289,7 @@ class App:
             connection_timeout_s=conf.broker_connection_timeout,
             ssl=conf.broker_use_ssl,
             login_method=conf.broker_login_method,
-            name=f"amqptasks {purpose} {self.main or _script_name()} {os.getpid()}@{socket.gethostname()}",
+            name=f"amqptasks {purpose} {self.main or script_name()} {os.getpid()}@{socket.gethostname()}",
         )
 
     def close(self) -> None:
@@ -383,30 +306,11 @@ class App:
 
     def set_current(self) -> None:
         """Make this the app that `current_app` and handles without an app use."""
-        global _current
-        _current = weakref.ref(self)
-        set_default_app(current_app_or_none)
+        current.choose(self)
+
+    set_default = set_current
 
     @staticmethod
     def uuid() -> str:
         """Make a new task id."""
         return str(uuid.uuid4())
-
-
-def current_app_or_none() -> App | None:
-    """Return the app made or chosen last, if it still lives."""
-    return None if _current is None else _current()
-
-
-def _script_name() -> str:
-    main = sys.modules.get("__main__")
-    path = getattr(main, "__file__", None)
-    return os.path.splitext(os.path.basename(path))[0] if path else "__main__"
-
-
-def _same_place(task: Any, function: Callable[..., Any]) -> bool:
-    known = getattr(task, "__wrapped__", None)
-    code, other = getattr(known, "__code__", None), getattr(function, "__code__", None)
-    if code is None or other is None:
-        return False
-    return bool(code.co_filename == other.co_filename and code.co_firstlineno == other.co_firstlineno)

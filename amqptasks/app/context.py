@@ -132,27 +132,44 @@ class Context:
 
 
 class Running:
-    """One running task and the one that called it."""
+    """One running task and the one that called it.
 
-    __slots__ = ("below", "request", "task")
+    Attributes:
+        is_entering: The task's own ``__call__`` is to run; what it calls of `Task` is this run, not one inside it.
+    """
 
-    def __init__(self, task: Any, request: Context, below: Running | None) -> None:
+    __slots__ = ("below", "is_entering", "request", "task")
+
+    def __init__(self, task: Any, request: Context, below: Running | None, is_entering: bool = False) -> None:
         self.task = task
         self.request = request
         self.below = below
+        self.is_entering = is_entering
 
 
 _running: ContextVar[Running | None] = ContextVar("amqptasks_running", default=None)
 
 
-def push(task: Any, request: Context) -> Token[Running | None]:
+def push(task: Any, request: Context, is_entering: bool = False) -> Token[Running | None]:
     """Make this the running task; give the token to `pop`."""
-    return _running.set(Running(task, request, _running.get()))
+    return _running.set(Running(task, request, _running.get(), is_entering))
 
 
 def pop(token: Token[Running | None]) -> None:
     """Undo a `push`."""
     _running.reset(token)
+
+
+def pop_request(task: Any) -> None:
+    """Undo the last `push`, where its token is not at hand. The task must be the one that is running.
+
+    Raises:
+        RuntimeError: It is not.
+    """
+    running = _running.get()
+    if running is None or running.task is not task:
+        raise RuntimeError(f"pop_request() of task {task.name!r}, which is not the one that is running here")
+    _running.set(running.below)
 
 
 def current() -> Running | None:

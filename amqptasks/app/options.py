@@ -6,7 +6,7 @@ options are checked and written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
@@ -22,10 +22,17 @@ KNOWN_OPTIONS = frozenset(
         "routing_key", "priority", "serializer", "compression", "link", "link_error", "shadow", "time_limit",
         "soft_time_limit", "ignore_result", "add_to_parent", "headers", "group_id", "group_index", "root_id",
         "parent_id", "chord", "chain", "reply_to", "replaced_task_nesting", "stamped_headers", "stamps", "argsrepr",
-        "kwargsrepr", "delivery_mode", "mandatory", "timeout", "retries", "correlation_id", "expiration", "origin",
-        "immutable", *PROPERTY_OPTIONS,
+        "kwargsrepr", "delivery_mode", "mandatory", "declare", "timeout", "confirm_timeout", "retries",
+        "correlation_id", "expiration", "origin", "immutable", *PROPERTY_OPTIONS,
     }
 )  # fmt: skip
+#: Celery's options that have no meaning here, and why. None, which means "not given", is let pass.
+_NOT_HERE: Mapping[str, str] = {
+    "connection": "each process sends over one connection of its own",
+    "producer": "each process sends over one connection of its own",
+    "publisher": "each process sends over one connection of its own",
+    "immediate": "RabbitMQ has not had it since version 3.0",
+}
 
 
 #: What a call without anything to follow embeds: Celery writes the four keys always.
@@ -59,13 +66,14 @@ def write_options(
     """Write what a call's options put into its headers; returns the moment it is to run at, if it said one."""
     unknown = options.keys() - KNOWN_OPTIONS
     if unknown:
-        raise TypeError(
-            f"apply_async() got an unexpected option {sorted(unknown)[0]!r}; known: {', '.join(sorted(KNOWN_OPTIONS))}"
-        )
+        _check_unknown(unknown, options, headers)
     hard, soft = options.get("time_limit"), options.get("soft_time_limit")
-    if hard is not None and soft is not None and soft > hard:
-        raise ValueError(f"soft_time_limit must be at most time_limit, got: {soft} > {hard}")
     if hard is not None or soft is not None:
+        # What the call does not say, the task's own limits do.
+        of_task = headers.get("timelimit") or (None, None)
+        hard, soft = first(hard, of_task[0]), first(soft, of_task[1])
+        if hard is not None and soft is not None and soft > hard:
+            raise ValueError(f"soft_time_limit must be at most time_limit, got: {soft} > {hard}")
         headers["timelimit"] = [hard, soft]
     for key, header in (
         ("root_id", "root_id"), ("parent_id", "parent_id"), ("group_id", "group"), ("group_index", "group_index"),
@@ -89,6 +97,19 @@ def write_options(
     moment = _moment(when, zone)
     headers["eta"] = moment.isoformat()
     return moment
+
+
+def _check_unknown(unknown: Set[str], options: Mapping[str, Any], headers: dict[str, Any]) -> None:
+    stamps = {key: options[key] for key in _listed(options.get("stamped_headers")) or () if key in options}
+    if stamps:
+        headers["stamps"] = stamps
+    for key in sorted(unknown - stamps.keys()):
+        if key not in _NOT_HERE:
+            raise TypeError(
+                f"apply_async() got an unexpected option {key!r}; known: {', '.join(sorted(KNOWN_OPTIONS))}"
+            )
+        if options[key]:
+            raise TypeError(f"apply_async() does not take {key!r}: {_NOT_HERE[key]}")
 
 
 def _moment(value: Any, zone: tzinfo | None) -> datetime:
@@ -118,7 +139,7 @@ def call_policy(policy: PublishPolicy, options: Mapping[str, Any]) -> PublishPol
     """Return how one call wants to be tried, where it says so itself."""
     own = options.get("retry_policy") or {}
     return PublishPolicy(
-        timeout_s=first(options.get("timeout"), policy.timeout_s),
+        timeout_s=first(first(options.get("timeout"), options.get("confirm_timeout")), policy.timeout_s),
         retry=first(options.get("retry"), policy.retry),
         max_retries=own.get("max_retries", policy.max_retries),
         interval_start_s=first(own.get("interval_start"), policy.interval_start_s),

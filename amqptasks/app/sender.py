@@ -11,15 +11,16 @@ import os
 import socket
 import time
 import uuid
+import warnings
 from collections.abc import Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from amqptasks import signals
 from amqptasks.app import context
+from amqptasks.app.eager import call_eagerly
+from amqptasks.app.gathering import Bulk, Collected, Collector, current_bulk, current_collector
 from amqptasks.app.options import (
     EMPTY_EMBED,
     PROPERTY_OPTIONS,
@@ -32,10 +33,18 @@ from amqptasks.app.options import (
 from amqptasks.app.routing import ADDRESS_OPTIONS, Route, Routing
 from amqptasks.broker.needs import Need, PublishPolicy
 from amqptasks.clock import utcnow
-from amqptasks.entities import Queue
-from amqptasks.exceptions import BulkError, EncodeError, ImproperlyConfigured, MaybeSent, OperationalError
+from amqptasks.entities import Exchange, Queue
+from amqptasks.exceptions import (
+    AlwaysEagerIgnored,
+    EncodeError,
+    ImproperlyConfigured,
+    MaybeSent,
+    OperationalError,
+    Unroutable,
+)
 from amqptasks.results.backend import ResultBackend
 from amqptasks.results.handles import AsyncResult
+from amqptasks.results.kept import kept_need, kept_queue
 from amqptasks.wire.compression import compress
 from amqptasks.wire.message import EncodedMessage, Message, encode
 from amqptasks.wire.reprs import short_repr
@@ -45,6 +54,10 @@ if TYPE_CHECKING:
     # At run time these come in with the first send: a program that only defines tasks should not pay for pika.
     from amqptasks.broker.delays import Ladder
     from amqptasks.broker.publisher import Publisher, Sending
+    from amqptasks.broker.topology import Step
+
+
+_POLICY_OPTIONS = frozenset({"retry", "retry_policy", "timeout", "confirm_timeout"})
 
 
 class SendingApp(Protocol):
@@ -54,9 +67,8 @@ class SendingApp(Protocol):
     def conf(self) -> Any:
         """The settings."""
 
-    @property
-    def tasks(self) -> Any:
-        """The registered tasks."""
+    def find_task(self, name: str) -> Any:
+        """Return a registered task, bound; None if there is none of that name."""
 
     @property
     def backend(self) -> ResultBackend:
@@ -84,77 +96,10 @@ class Plan:
     ignore_result: bool
     keeps_errors: bool
     wants_answer: bool
+    is_kept: bool
     expires: Any
     policy: PublishPolicy
     headers: Mapping[str, Any]
-
-
-class Bulk:
-    """The sends of a ``with app.bulk():`` block, confirmed together at its end."""
-
-    def __init__(self, sender: Sender) -> None:
-        self._sender = sender
-        self._waiting: list[tuple[str, str, Sending]] = []
-        self._token: Any = None
-
-    def __enter__(self) -> Bulk:
-        # A block within a block leaves the waiting to the outer one.
-        outer = _bulk.get()
-        if outer is not None:
-            return outer
-        self._token = _bulk.set(self)
-        return self
-
-    def add(self, task_id: str, name: str, sending: Sending) -> None:
-        """Take note of a message handed over in this block."""
-        self._waiting.append((task_id, name, sending))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._token is None:
-            return
-        _bulk.reset(self._token)
-        failures = self._sender.finish_all(self._waiting)
-        if failures and error is None:
-            names = {task_id: name for task_id, name, _sending in self._waiting}
-            listed = "; ".join(f"{names[task_id]}[{task_id}]: {each}" for task_id, each in list(failures.items())[:10])
-            more = f"; and {len(failures) - 10} more (see .failures)" if len(failures) > 10 else ""
-            raise BulkError(
-                f"{len(failures)} of {len(self._waiting)} tasks were not confirmed: {listed}{more}", failures
-            )
-
-
-_bulk: ContextVar[Bulk | None] = ContextVar("amqptasks_bulk", default=None)
-
-
-class Collected(NamedTuple):
-    """A message that was made instead of sent, and what must be declared before it can be."""
-
-    message: EncodedMessage
-    queues: tuple[str, ...]
-    delayed: str | None
-
-
-class Collector:
-    """Takes the messages of a block instead of the broker; see `Sender.collecting`."""
-
-    def __init__(self, reply_to: str | None) -> None:
-        self.reply_to = reply_to
-        self.messages: list[Collected] = []
-        self._token: Any = None
-
-    def __enter__(self) -> list[Collected]:
-        self._token = _collector.set(self)
-        return self.messages
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _collector.reset(self._token)
-
-
-_collector: ContextVar[Collector | None] = ContextVar("amqptasks_collector", default=None)
 
 
 @dataclass(slots=True)
@@ -165,6 +110,8 @@ class _State:
     routing: Routing
     ladder: Ladder
     ladder_need: Need
+    #: Whether calls run at once, in the caller (``task_always_eager``).
+    is_eager: bool
     plans: dict[str, Plan] = field(default_factory=dict)
     needs: dict[str, Need] = field(default_factory=dict)
     exits: dict[str, Need] = field(default_factory=dict)
@@ -196,7 +143,7 @@ class Sender:
 
     def bulk(self) -> Bulk:
         """Make a block whose sends share their confirms."""
-        return Bulk(self)
+        return Bulk(self.finish_all)
 
     def collecting(self, reply_to: str | None) -> Collector:
         """Make a block whose sends are only made and kept in the list it gives, for a worker's parent to publish.
@@ -211,12 +158,16 @@ class Sender:
         app = self._app
         args = () if args is None else args
         kwargs = {} if kwargs is None else kwargs
+        if self._current().is_eager:
+            if task is not None:
+                return call_eagerly(task, args, kwargs, options)
+            warnings.warn(AlwaysEagerIgnored("task_always_eager has no effect on send_task"), stacklevel=3)
         task_id = options.get("task_id") or str(uuid.uuid4())
         plan = self._plan(name, args, kwargs, options, task)
         ignore_result = plan.ignore_result if not options else first(options.get("ignore_result"), plan.ignore_result)
         message, exchange, routing_key, needs = self._build(name, task_id, args, kwargs, options, plan, ignore_result)
         backend = app.backend
-        collector = _collector.get()
+        collector = current_collector.get()
         if collector is not None:
             self._collect(collector, encode(message, exchange, routing_key), plan, exchange)
             return AsyncResult(task_id, backend=backend, task_name=name, app=app)
@@ -261,13 +212,19 @@ class Sender:
         plan: Plan,
     ) -> None:
         policy = plan.policy
-        if options and not {"retry", "retry_policy", "timeout"}.isdisjoint(options):
+        if options and not _POLICY_OPTIONS.isdisjoint(options):
             policy = call_policy(policy, options)
-        bulk = _bulk.get()
-        if bulk is None:
+        bulk = current_bulk.get()
+        # Who does not mind whether a queue is there says mandatory=False.
+        is_mandatory = bool(options.get("mandatory", True))
+        if bulk is not None:
+            bulk.add(task_id, name, self._app.publisher.submit(message, needs, policy), is_mandatory=is_mandatory)
+            return
+        try:
             self._app.publisher.publish(message, needs, policy)
-        else:
-            bulk.add(task_id, name, self._app.publisher.submit(message, needs, policy))
+        except Unroutable:
+            if is_mandatory:
+                raise
 
     def finish_all(self, waiting: list[tuple[str, str, Sending]]) -> dict[str, BaseException]:
         """Wait for the confirms of a bulk block; returns the errors by task id."""
@@ -324,14 +281,16 @@ class Sender:
             serializer = options.get("serializer") or serializer
             compression = options.get("compression") or compression
             reply_to = options.get("reply_to")
-        collector = _collector.get()
+            if options.get("declare"):
+                needs += self._declared(options["declare"])
+        collector = current_collector.get()
         if collector is not None:
             reply_to = reply_to or collector.reply_to
-        elif plan.wants_answer and reply_to is None and (not ignore_result or plan.keeps_errors):
-            reply_to = self._app.backend.reply_to()
-            need = getattr(self._app.backend, "need", None)
-            if need is not None:
-                needs += (need,)
+        elif plan.wants_answer:
+            reply_to, needs = self._answered(reply_to, needs, not ignore_result or plan.keeps_errors, embed)
+            queue = kept_queue(self._app.conf.task_queue_prefix, task_id) if plan.is_kept else None
+            if queue is not None:
+                needs += (kept_need(queue, self._app.conf.result_expires),)
         if when is not None:
             exchange, routing_key, needs = self._delayed(when, plan.route, needs)
         if signals.before_task_publish:
@@ -349,6 +308,32 @@ class Sender:
             delivery_mode, priority, options.get("expiration"), **extra,
         )  # fmt: skip
         return message, exchange, routing_key, needs
+
+    def _answered(
+        self, reply_to: str | None, needs: tuple[Need, ...], is_wanted: bool, embed: Mapping[str, Any]
+    ) -> tuple[str | None, tuple[Need, ...]]:
+        backend = self._app.backend
+        if reply_to is None and is_wanted:
+            reply_to = backend.reply_to()
+        # What follows was frozen with our reply queue, and may answer before anybody listens there.
+        if (reply_to is not None and reply_to == backend.reply_to()) or embed["chain"] or embed["callbacks"]:
+            need = getattr(backend, "need", None)
+            if need is not None:
+                needs += (need,)
+        return reply_to, needs
+
+    def _declared(self, entities: Any) -> tuple[Need, ...]:
+        from amqptasks.broker.topology import declare_exchange
+
+        needs: list[Need] = []
+        for each in entities if isinstance(entities, (list, tuple)) else (entities,):
+            if isinstance(each, Queue):
+                needs.append(self.need(each))
+            elif isinstance(each, Exchange):
+                needs.append(_need_of(f"exchange {each.name}", declare_exchange(each)))
+            else:
+                raise TypeError(f"expected declare to list queues and exchanges, got: {each!r:.80}")
+        return tuple(needs)
 
     @staticmethod
     def _encode_body(args: Any, kwargs: Any, embed: Any, serializer: str) -> tuple[str, str, bytes]:
@@ -389,14 +374,17 @@ class Sender:
 
             ladder = Ladder(conf.task_queue_prefix, conf.delay_queue_type)
             steps = ladder.steps()
-            state = _State(conf.version, Routing(conf), ladder, Need(ladder.due, lambda _version: steps))
+            state = _State(
+                conf.version, Routing(conf), ladder, Need(ladder.due, lambda _version: steps),
+                bool(conf.task_always_eager),
+            )  # fmt: skip
             self._state = state
         return state
 
     def _plan(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any) -> Plan:
         state = self._current()
         if task is None:
-            task = self._app.tasks.get(name)
+            task = self._app.find_task(name)
         routed = bool(options) and any(options.get(key) for key in ADDRESS_OPTIONS)
         if not routed:
             plan = state.plans.get(name)
@@ -427,9 +415,10 @@ class Sender:
             ignore_result=bool(option("ignore_result", "task_ignore_result")),
             keeps_errors=bool(option("store_errors_even_if_ignored", "task_store_errors_even_if_ignored")),
             wants_answer=self._app.backend.in_message,
+            is_kept=self._app.backend.in_message and bool(option("persist_result", "task_persist_result")),
             expires=option("expires", None),
             policy=policy_of(conf),
-            headers={"lang": "py", "task": name},
+            headers=_plan_headers(name, task),
         )
 
     def need(self, queue: Queue) -> Need:
@@ -453,3 +442,15 @@ class Sender:
             self._origin_pid = pid
             self._origin = f"gen{pid}@{socket.gethostname()}"
         return self._origin
+
+
+def _need_of(key: str, *steps: Step) -> Need:
+    return Need(key, lambda _version: steps)
+
+
+def _plan_headers(name: str, task: Any) -> Mapping[str, Any]:
+    headers: dict[str, Any] = {"lang": "py", "task": name}
+    hard, soft = getattr(task, "time_limit", None), getattr(task, "soft_time_limit", None)
+    if hard is not None or soft is not None:
+        headers["timelimit"] = [hard, soft]
+    return headers

@@ -7,14 +7,16 @@ business (`app/sender.py`), running is the worker's; a task only knows its optio
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 from amqptasks.app import context
 from amqptasks.app.context import Context
+from amqptasks.app.eager import run_here
+from amqptasks.app.handlers import Handlers, Hooks, hooks_of
 from amqptasks.canvas.signature import Signature
-from amqptasks.exceptions import ImproperlyConfigured
-from amqptasks.results.handles import AsyncResult
+from amqptasks.exceptions import ImproperlyConfigured, MaxRetriesExceededError, OperationalError
+from amqptasks.results.handles import AsyncResult, EagerResult
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
@@ -22,20 +24,28 @@ R = TypeVar("R", covariant=True)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class Task(Generic[P, R]):
+class Task(Handlers, Generic[P, R]):
     """A registered function and its options. One instance per process; what it keeps in attributes stays.
 
-    The class attributes are the options of ``@app.task(...)``. None means "as the settings say".
+    The class attributes are the options of ``@app.task(...)``. None means "as the settings say". Subclass it for
+    handlers (`Handlers`) and methods of your own, and pass the subclass as ``base=``, or register an instance.
     """
 
+    MaxRetriesExceededError: ClassVar[type[MaxRetriesExceededError]] = MaxRetriesExceededError
+    OperationalError: ClassVar[type[OperationalError]] = OperationalError
+
     name: str = ""
-    app: ClassVar[Any] = None
+    app: Any = None
+    #: Check the arguments of a call before it is sent; None: as ``App(strict_typing=…)`` says, which is yes.
     typing: bool | None = None
     #: Serializer of the arguments.
     serializer: str | None = None
     compression: str | None = None
     ignore_result: bool | None = None
+    store_eager_result: bool | None = None
     store_errors_even_if_ignored: bool | None = None
+    #: With ``rpc://``, keep the last state in a queue of its own, where any process can read it by its id.
+    persist_result: bool | None = None
     track_started: bool | None = None
     acks_late: bool | None = None
     acks_on_failure: bool | None = None
@@ -51,20 +61,36 @@ class Task(Generic[P, R]):
     exchange_type: str | None = None
     routing_key: str | None = None
     delivery_mode: int | str | None = None
+    #: Seconds that a run may take: at the first limit it is told, at the second it is killed.
+    soft_time_limit: float | None = None
+    time_limit: float | None = None
+    #: How `retry` tries again: how often (None: for ever), and after how many seconds.
+    max_retries: int | None = 3
+    default_retry_delay: float = 180
+    #: Most runs in a time, such as ``"10/m"``, of each worker.
+    rate_limit: Any = None
+    #: Emit events of this task.
+    send_events: bool = True
     #: Expected errors: they fail the task, and are logged without a traceback at INFO.
-    throws: tuple[type[BaseException], ...] = ()
+    throws: type[BaseException] | tuple[type[BaseException], ...] = ()
     #: Keep the results of the tasks that this one starts, as its children.
     trail: bool = True
     resultrepr_maxsize: int = 1024
-    #: Whether the function gets the task as its first argument.
-    bind: bool = False
-
     __wrapped__: Callable[..., Any] | None = None
+    #: Whether the function gets the task as its first argument (``bind=True``).
+    _takes_self = False
     _signature: inspect.Signature | None = None
     #: Least and most positional arguments of a call without keywords, where the function is that simple.
     _arity: tuple[int, int] | None = None
-    #: As an errback it takes the failed request, the error and the traceback, rather than the failed id alone.
-    takes_failure: bool = False
+    #: Makes a call's arguments and options ready to send, where the task has something of its own to do there.
+    _adjust: Callable[[Any, Any, dict[str, Any]], tuple[Any, Any, dict[str, Any]]] | None = None
+    #: Turns models among the arguments into plain data (``pydantic=True``).
+    _dump_arguments: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    _is_bound = False
+    #: The handlers of its own, if any; known once it is bound.
+    hooks: Hooks | None = None
+    #: Whether its class defines ``__call__``: runs then go through that.
+    has_own_call: bool = False
 
     def run(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Do the work. ``@app.task`` puts the function here; a class-based task defines it.
@@ -76,11 +102,57 @@ class Task(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run it here and now, as a function."""
+        if not self._is_bound and self.app is not None:
+            self.app.bind_task(self)
+            return self(*args, **kwargs)
+        running = context.current()
+        is_entering = running is not None and running.is_entering and running.task is self
+        if running is not None and is_entering:
+            # From a __call__ of the task's own: this is the run itself, and its request stays.
+            running.is_entering = False
+            return self.run(*args, **kwargs)
         token = context.push(self, Context(args=args, kwargs=kwargs, called_directly=True))
         try:
             return self.run(*args, **kwargs)
         finally:
             context.pop(token)
+
+    # -- its app
+
+    @classmethod
+    def bind(cls, app: Any) -> Any:
+        """Make it a task of this app. The app calls this once, when it is finalized or the task is first used."""
+        cls.app = app
+        cls.on_bound(app)
+        return app
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Do something once the task's app, and with it the settings, are known."""
+
+    def get_ready(self) -> None:
+        """Look at what the class defines. The app calls this when the task is bound and annotated.
+
+        Raises:
+            ValueError: Its soft time limit is above its hard one.
+        """
+        hard, soft = self.time_limit, self.soft_time_limit
+        if hard is not None and soft is not None and soft > hard:
+            raise ValueError(f"soft_time_limit of task {self.name!r} must be at most time_limit, got: {soft} > {hard}")
+        self.hooks = hooks_of(self)
+        self.has_own_call = type(self).__call__ is not Task.__call__
+        named = getattr(self.shadow_name, "__func__", None) is not Task.shadow_name
+        self._adjust = self._adjusted if named or self._dump_arguments is not None else None
+        self._is_bound = True
+
+    def _adjusted(self, args: Any, kwargs: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+        shadow = options.get("shadow") or self.shadow_name(args, kwargs, options)
+        if shadow:
+            options = {**options, "shadow": shadow}
+        # Pickle carries models as they are.
+        if self._dump_arguments is not None and (options.get("serializer") or self.serializer) != "pickle":
+            args, kwargs = self._dump_arguments(args, kwargs)
+        return args, kwargs, options
 
     # -- sending
 
@@ -119,12 +191,39 @@ class Task(Generic[P, R]):
             MaybeSent: It left and was not confirmed in time; sending it again with the same ``task_id`` is safe.
             TopologyConflict: Its queue exists with other arguments.
         """
+        if not self._is_bound:
+            self.app.bind_task(self)
+            return self.apply_async(args, kwargs, task_id, **options)
         if self.typing is not False:
             self._check(args or (), kwargs or {})
         if task_id is not None:
             options["task_id"] = task_id
+        if self._adjust is not None:
+            args, kwargs, options = self._adjust(args, kwargs, options)
         result: AsyncResult = self.app.sender.send(self.name, args, kwargs, options, self)
         return result
+
+    def apply(
+        self, args: Any = None, kwargs: Mapping[str, Any] | None = None, link: Any = None, link_error: Any = None,
+        task_id: str | None = None, retries: int | None = None, throw: bool | None = None, logfile: str | None = None,
+        loglevel: int | None = None, headers: Mapping[str, Any] | None = None, **options: Any,
+    ) -> EagerResult:  # fmt: skip
+        """Run it in this thread as a worker would, handlers and signals included, and return how it ended.
+
+        Args:
+            throw: Raise what it raises, rather than return a failed result; ``task_eager_propagates`` without.
+            **options: As for `apply_async`; the ones that say where and when mean nothing here.
+        """
+        if not self._is_bound:
+            self.app.bind_task(self)
+            # An annotation may have wrapped this method.
+            return self.apply(
+                args, kwargs, link, link_error, task_id, retries, throw, logfile, loglevel, headers, **options
+            )
+        options.update(link=link, link_error=link_error, task_id=task_id, headers=headers)
+        return run_here(
+            self, args, kwargs, options, retries=retries or 0, throw=throw, logfile=logfile, loglevel=loglevel
+        )
 
     def _check(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         arity = self._arity
@@ -138,6 +237,23 @@ class Task(Generic[P, R]):
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{self.name}() {error}; its signature is {self.name}{self._signature}") from None
+
+    def takes_failure(self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
+        """Whether, as an errback, it takes the failed request, the error and the traceback, not the failed id alone.
+
+        Celery's rule: it does if the failure has more than one positional argument to fill, beside ``args`` and
+        ``kwargs``, which the errback holds already. A bound task never does.
+        """
+        if self._takes_self or self._signature is None:
+            return False
+        free = -len(args)
+        for name, parameter in self._signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                return True
+            if parameter.kind not in _POSITIONAL or (kwargs and name in kwargs):
+                break
+            free += 1
+        return free > 1
 
     # -- signatures
 
@@ -173,6 +289,20 @@ class Task(Generic[P, R]):
         """
         self.app.report_state(self, task_id or self.request.id, state or "PROGRESS", meta, **fields)
 
+    def add_trail(self, result: Any) -> Any:
+        """Count a result among the children of the call that is running; returns it."""
+        if self.trail:
+            self.request.children.append(result)
+        return result
+
+    def push_request(self, *args: Any, **fields: Any) -> None:
+        """Make a request of these fields the current one, for instance to try a bound task's function in a test."""
+        context.push(self, Context(*args, **fields))
+
+    def pop_request(self) -> None:
+        """Undo `push_request`."""
+        context.pop_request(self)
+
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult:
         """Return the handle of a task of this name, by its id."""
         return AsyncResult(task_id, backend=self.app.backend, task_name=self.name, app=self.app, **kwargs)
@@ -200,17 +330,24 @@ class Task(Generic[P, R]):
             "app": app,
             "name": name,
             "run": function if bind else staticmethod(function),
-            "bind": bind,
             "__doc__": function.__doc__,
             "__module__": function.__module__,
             "__qualname__": getattr(function, "__qualname__", name),
             "__wrapped__": staticmethod(function),
+            "_takes_self": bind,
             **attributes,
         }
         own.update(_calling_rules(function, bind))
+        if cls.typing is None and app is not None:
+            own.setdefault("typing", app.strict_typing)
         task: Task[..., Any] = type(function.__name__, (cls,), own)()
         task.__name__ = function.__name__  # type: ignore[attr-defined]
         return task
+
+    def learn_signature(self) -> None:
+        """Learn from `run` how it is called. For an instance of a class; a function's task knows."""
+        if self._signature is None and type(self).__call__ is Task.__call__:
+            self.__dict__.update(_calling_rules(self.run, False))
 
 
 def _calling_rules(function: Callable[..., Any], bind: bool) -> dict[str, Any]:
@@ -224,12 +361,10 @@ def _calling_rules(function: Callable[..., Any], bind: bool) -> dict[str, Any]:
         parameters = parameters[1:]
     signature = signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
     arity = None
-    positional = sum(each.kind in _POSITIONAL for each in parameters)
-    takes_failure = positional > 1 or any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
     if all(each.kind in _POSITIONAL for each in parameters):
         required = sum(each.default is inspect.Parameter.empty for each in parameters)
         arity = (required, len(parameters))
-    return {"_signature": signature, "_arity": arity, "takes_failure": takes_failure}
+    return {"_signature": signature, "_arity": arity}
 
 
 def _by_name(name: str) -> Any:

@@ -111,7 +111,7 @@ def plan(queue: Queue, *, default_type: str, version: Version | None) -> tuple[S
     for exchange in dict.fromkeys(each.exchange for each in bindings):
         # Exchanges named amq.* are the broker's own; declaring them is refused.
         if not exchange.no_declare and not exchange.name.startswith("amq."):
-            steps.append(_declare_exchange(exchange))
+            steps.append(declare_exchange(exchange))
     steps.append(
         DeclareQueue(
             queue.name, durable=queue.durable, exclusive=queue.exclusive, auto_delete=queue.auto_delete,
@@ -170,7 +170,8 @@ def _check_type(value: object, what: str) -> None:
         raise ImproperlyConfigured(f"expected {what} to be 'quorum' or 'classic', got: {value!r}{hint}")
 
 
-def _declare_exchange(exchange: Exchange) -> DeclareExchange:
+def declare_exchange(exchange: Exchange) -> DeclareExchange:
+    """Return the step that declares an exchange."""
     return DeclareExchange(
         exchange.name, exchange.type, durable=exchange.durable, auto_delete=exchange.auto_delete,
         arguments=dict(exchange.arguments or {}),

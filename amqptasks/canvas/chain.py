@@ -84,8 +84,11 @@ class chain(Signature):
         """Send the first step, and the rest with it. Returns the handle of the last step's result; None if it is empty.
 
         ``task_id`` is the last step's id, ``link`` is called after the last step, ``link_error`` after any that fails;
-        other options, such as ``queue`` and ``countdown``, hold for the first step.
+        other options, such as ``queue`` and ``countdown``, hold for the first step. Under ``task_always_eager`` the
+        steps run here and now.
         """
+        if self.tasks and self.app.is_eager:
+            return self.apply(args, kwargs, **options)
         _, _, merged = self._merge(None, None, {key: value for key, value in options.items() if value is not None})
         args = (*(args or ()), *self.args) if not self.immutable else tuple(self.args)
         steps = [call.clone() for call in self.tasks]
@@ -110,6 +113,29 @@ class chain(Signature):
         with expecting(self.app, (leaf for result in results[1:] for leaf in result.leaves())):
             sent = steps[0].apply_async(**first_options)
         return sent if len(steps) == 1 else results[-1]
+
+    def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Run the steps here and now, one after another; raise what one of them raises.
+
+        Returns the `EagerResult` of the last, whose ``.parent`` leads to those before; None if the chain is empty.
+        """
+        _, _, merged = self._merge(None, None, {key: value for key, value in options.items() if value is not None})
+        given = (*(args or ()), *self.args) if not self.immutable else tuple(self.args)
+        own = {key: merged.pop(key, None) for key in ("link", "link_error", "task_id")}
+        steps = [call.clone() for call in self.tasks]
+        if steps:
+            steps[0] = steps[0].clone(given, kwargs)
+            for callback in as_list(own["link"]):
+                steps[-1].link(callback)
+            if own["task_id"]:
+                steps[-1].set(task_id=own["task_id"])
+        last: Any = None
+        for call in steps:
+            for errback in as_list(own["link_error"]):
+                call.link_error(errback)
+            result = call.apply(() if last is None else (last.get(),), **merged)
+            result.parent, last = last, result
+        return last
 
     def freeze(
         self, _id: str | None = None, group_id: str | None = None, chord: Any = None, root_id: str | None = None,

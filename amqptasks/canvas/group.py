@@ -68,6 +68,8 @@ class group(Signature):
         """
         if link is not None or link_error is not None:
             raise TypeError("Cannot add link to group: use a chord, or link the individual tasks")
+        if self.tasks and self.app.is_eager:
+            return self.apply(args, kwargs, **options)
         options = {key: value for key, value in options.items() if value is not None}
         _, _, merged = self._merge(None, None, options)
         merged = dict(merged)
@@ -89,6 +91,18 @@ class group(Signature):
             # group(a | group(b, c)): the caller wants the results of b and c, not a list that holds a list.
             return results[0]
         return GroupResult(group_id, results, app=app)
+
+    def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Run every member here and now, one after another. Returns a `GroupResult` of `EagerResult`s."""
+        _, _, merged = self._merge(None, None, {key: value for key, value in options.items() if value is not None})
+        merged = dict(merged)
+        group_id = merged.pop("task_id", None) or new_id()
+        given = (*(args or ()), *self.args) if not self.immutable else tuple(self.args)
+        results = [
+            call.clone(given, kwargs).apply(**{**merged, "group_id": group_id, "group_index": index})
+            for index, call in enumerate(unrolled(self.tasks))
+        ]
+        return GroupResult(group_id, results, app=self.app)
 
     def freeze(
         self, _id: str | None = None, group_id: str | None = None, chord: Any = None, root_id: str | None = None,

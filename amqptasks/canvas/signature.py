@@ -39,6 +39,10 @@ class Sender(Protocol):
     def backend(self) -> ResultBackend:
         """Where results come in."""
 
+    @property
+    def is_eager(self) -> bool:
+        """Whether calls run at once, in the caller."""
+
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Send a task by name and return its AsyncResult."""
 
@@ -217,6 +221,15 @@ class Signature(dict[str, Any]):
         if task is None:
             return self.app.send_task(self["task"], args=args_, kwargs=kwargs_, **merged)
         return task.apply_async(args_, kwargs_, **merged)
+
+    def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Run it here and now as a worker would, with these arguments before the stored ones.
+
+        Returns an `EagerResult`. KeyError if the task is not registered here.
+        """
+        options = {key: value for key, value in options.items() if value is not None}
+        args_, kwargs_, merged = self._merge(args, kwargs, options)
+        return self.type.apply(args_, kwargs_, **merged)
 
     def __invert__(self) -> Any:
         """Send it and wait for its result."""

@@ -16,6 +16,7 @@ from amqptasks import signals
 from amqptasks.app import context
 from amqptasks.app.app import App
 from amqptasks.app.context import FIELD_HEADERS, Context
+from amqptasks.app.handlers import ExceptionInfo, told_failure, told_return, told_success
 from amqptasks.exceptions import ContentError, EncodeError, Ignore, InvalidTaskError, Reject
 from amqptasks.logs import TASK_LOGGER, bind_task
 from amqptasks.results.context import denied_join_result
@@ -23,7 +24,7 @@ from amqptasks.results.record import ResultRecord
 from amqptasks.states import FAILURE, STARTED, SUCCESS
 from amqptasks.wire.failures import format_traceback
 from amqptasks.wire.pipe import encode_frame
-from amqptasks.wire.reprs import DEFAULT_LENGTH, printable, short_repr, shown_name
+from amqptasks.wire.reprs import short_repr
 from amqptasks.wire.serializers import accepted
 from amqptasks.wire.task import TaskBody, read_body
 from amqptasks.worker.follow_ups import FollowUps, keeps_errors, wants_result
@@ -86,9 +87,9 @@ class Executor:
 
     def _trace(self, task: Any, request: Context) -> Outcome:
         args, kwargs = request.args, request.kwargs
-        token = context.push(task, request)
+        token = context.push(task, request, is_entering=task.has_own_call)
         log_token = bind_task(request.task, request.id)
-        value: Any = None
+        hooks, value = task.hooks, None
         try:
             if signals.task_prerun:
                 signals.task_prerun.send(task, task_id=request.id, task=task, args=args, kwargs=kwargs)
@@ -97,7 +98,9 @@ class Executor:
             started = time.perf_counter()
             try:
                 with denied_join_result():
-                    value = task.run(*args, **kwargs)
+                    if hooks is not None and hooks.before_start is not None:
+                        hooks.before_start(request.id, args, kwargs)
+                    value = (task if task.has_own_call else task.run)(*args, **kwargs)
             except Ignore:
                 outcome, state = Outcome(IGNORED, time.perf_counter() - started), "IGNORED"
                 logger.info("Task %s[%s] ignored", request.task, request.id)
@@ -127,30 +130,20 @@ class Executor:
                 follow_ups += self._follow_ups.answer(request, self._follow_ups.record(request, SUCCESS, None))
         except EncodeError as error:
             return self._failed(task, request, error, runtime_s), FAILURE
-        if signals.task_success:
-            signals.task_success.send(task, result=value, runtime=runtime_s)
-        if logger.isEnabledFor(logging.INFO):
-            logger.info(
-                "Task %s[%s] succeeded in %.6fs: %s", shown_name(request.task, request.shadow), request.id, runtime_s,
-                short_repr(value, task.resultrepr_maxsize),
-            )  # fmt: skip
+        told_success(task, request, value, runtime_s)
+        told_return(task, request, SUCCESS, value, None)
         return Outcome(SUCCEEDED, runtime_s, follow_ups), SUCCESS
 
     def _failed(self, task: Any, request: Context, error: BaseException, runtime_s: float) -> Outcome:
-        traceback = format_traceback(error)
-        expected = task is not None and isinstance(error, tuple(task.throws or ()))
-        name, shown = shown_name(request.task, request.shadow), printable(short_repr(error), DEFAULT_LENGTH)
-        if expected:
-            logger.info("Task %s[%s] raised expected: %s", name, request.id, shown)
-        else:
-            logger.error("Task %s[%s] raised unexpected: %s\n%s", name, request.id, shown, traceback)
-        if signals.task_failure and task is not None:
-            signals.task_failure.send(
-                task, task_id=request.id, exception=error, args=request.args, kwargs=request.kwargs,
-                traceback=error.__traceback__, einfo=traceback,
-            )  # fmt: skip
-        store = wants_result(self.app, task, request, FAILURE)
-        return Outcome(FAILED, runtime_s, self._follow_ups.failure(request, error, traceback, store=store))
+        einfo = ExceptionInfo(error, format_traceback(error), internal=task is None)
+        try:
+            store = wants_result(self.app, task, request, FAILURE)
+            follow_ups = self._follow_ups.failure(request, error, einfo.traceback, store=store)
+        finally:
+            told_failure(task, request, error, einfo)
+        if task is not None:
+            told_return(task, request, FAILURE, error, einfo)
+        return Outcome(FAILED, runtime_s, follow_ups)
 
     def _rejected(self, request: Context, reject: Reject, runtime_s: float) -> Outcome:
         logger.info("Task %s[%s] rejected: %s", request.task, request.id, short_repr(reject.reason))

@@ -12,13 +12,13 @@ from typing import Any
 
 from amqptasks.app.app import App
 from amqptasks.app.context import Context
+from amqptasks.app.eager import call_errback
 from amqptasks.canvas.signature import maybe_signature
 from amqptasks.exceptions import AmqptasksError
 from amqptasks.results.record import ResultRecord
 from amqptasks.states import FAILURE, REVOKED
 from amqptasks.wire.failures import to_plain
 from amqptasks.wire.message import encode
-from amqptasks.wire.reprs import printable
 from amqptasks.worker.outcome import FollowUp
 
 logger = logging.getLogger(__name__)
@@ -84,23 +84,11 @@ class FollowUps:
         if request.errbacks:
             with self._app.sender.collecting(request.reply_to) as collected:
                 for errback in request.errbacks:
-                    self._call_errback(errback, request, error, traceback)
+                    call_errback(self._app, errback, request, error, traceback, self._inherited(request))
             follow_ups.extend(FollowUp(*each) for each in collected)
         for element in request.chain or ():
             follow_ups.extend(self._fail_element(element, request, plain, traceback, state))
         return tuple(follow_ups)
-
-    def _call_errback(self, errback: Any, request: Context, error: BaseException, traceback: str | None) -> None:
-        signature = maybe_signature(errback, app=self._app)
-        task = self._app.tasks.get(signature.task)
-        if task is not None and task.takes_failure:
-            # An errback with more than one argument is called here, with the request itself: Celery's rule.
-            try:
-                signature(request, error, traceback)
-            except Exception:
-                logger.exception("The errback %s of task %s raised", printable(signature.task), request.id)
-            return
-        signature.apply_async((request.id,), **self._inherited(request))
 
     def _fail_element(
         self, element: Any, request: Context, plain: Mapping[str, Any], traceback: str | None, state: str

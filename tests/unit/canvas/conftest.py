@@ -63,6 +63,8 @@ class WatchedBackend(MemoryBackend):
 class MemoryApp:
     """Keeps the `Sender` protocol. `run` plays the workers until nothing is left."""
 
+    is_eager = False
+
     def __init__(self) -> None:
         self.backend = WatchedBackend()
         self.tasks: dict[str, MemoryTask] = {}

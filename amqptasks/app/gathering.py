@@ -1,0 +1,97 @@
+"""Blocks of code whose sends are gathered: to share their confirms (`Bulk`), or to be kept instead of sent
+(`Collector`).
+
+`app/sender.py` makes the blocks and asks in each send whether it stands in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from amqptasks.exceptions import BulkError, Unroutable
+from amqptasks.wire.message import EncodedMessage
+
+if TYPE_CHECKING:
+    # At run time it comes in with the first send: a program that only defines tasks should not pay for pika.
+    from amqptasks.broker.publisher import Sending
+
+#: Waits for the confirms of (task id, task name, sending) and returns the errors by task id.
+FinishAll = Callable[[list[tuple[str, str, "Sending"]]], dict[str, BaseException]]
+
+
+class Bulk:
+    """The sends of a ``with app.bulk():`` block, confirmed together at its end."""
+
+    def __init__(self, finish_all: FinishAll) -> None:
+        self._finish_all = finish_all
+        self._waiting: list[tuple[str, str, Sending]] = []
+        self._optional: set[str] = set()
+        self._token: Any = None
+
+    def __enter__(self) -> Bulk:
+        # A block within a block leaves the waiting to the outer one.
+        outer = current_bulk.get()
+        if outer is not None:
+            return outer
+        self._token = current_bulk.set(self)
+        return self
+
+    def add(self, task_id: str, name: str, sending: Sending, *, is_mandatory: bool) -> None:
+        """Take note of a message handed over in this block."""
+        self._waiting.append((task_id, name, sending))
+        if not is_mandatory:
+            self._optional.add(task_id)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._token is None:
+            return
+        current_bulk.reset(self._token)
+        failures = {
+            task_id: failure
+            for task_id, failure in self._finish_all(self._waiting).items()
+            if not (isinstance(failure, Unroutable) and task_id in self._optional)
+        }
+        if failures and error is None:
+            names = {task_id: name for task_id, name, _sending in self._waiting}
+            listed = "; ".join(f"{names[task_id]}[{task_id}]: {each}" for task_id, each in list(failures.items())[:10])
+            more = f"; and {len(failures) - 10} more (see .failures)" if len(failures) > 10 else ""
+            raise BulkError(
+                f"{len(failures)} of {len(self._waiting)} tasks were not confirmed: {listed}{more}", failures
+            )
+
+
+current_bulk: ContextVar[Bulk | None] = ContextVar("amqptasks_bulk", default=None)
+
+
+class Collected(NamedTuple):
+    """A message that was made instead of sent, and what must be declared before it can be."""
+
+    message: EncodedMessage
+    queues: tuple[str, ...]
+    delayed: str | None
+
+
+class Collector:
+    """Takes the messages of a block instead of the broker; see `Sender.collecting`."""
+
+    def __init__(self, reply_to: str | None) -> None:
+        self.reply_to = reply_to
+        self.messages: list[Collected] = []
+        self._token: Any = None
+
+    def __enter__(self) -> list[Collected]:
+        self._token = current_collector.set(self)
+        return self.messages
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        current_collector.reset(self._token)
+
+
+current_collector: ContextVar[Collector | None] = ContextVar("amqptasks_collector", default=None)
