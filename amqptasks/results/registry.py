@@ -134,7 +134,7 @@ def _loaded(name: str, entry_point: Any) -> Any:
 def _unknown(name: str, setting: str, known: set[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(name.lower(), known, n=1)
+    near = difflib.get_close_matches(name.partition("+")[0].lower(), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return (
         f"unknown result backend {mask_url(setting)!r}: {hint}expected one of {', '.join(sorted(known))}, or "
