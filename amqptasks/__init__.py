@@ -21,6 +21,7 @@ from amqptasks._version import __version__
 if TYPE_CHECKING:
     from amqptasks.app.app import App
     from amqptasks.app.app import App as Celery
+    from amqptasks.app.shared import current_app, current_task, shared_task
     from amqptasks.app.task import Task
     from amqptasks.canvas.chain import chain as chain
     from amqptasks.canvas.chord import chord as chord
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "App": ("amqptasks.app.app", "App"),
     "Celery": ("amqptasks.app.app", "App"),
+    "current_app": ("amqptasks.app.shared", "current_app"),
+    "current_task": ("amqptasks.app.shared", "current_task"),
+    "shared_task": ("amqptasks.app.shared", "shared_task"),
     "Task": ("amqptasks.app.task", "Task"),
     "chain": ("amqptasks.canvas", "chain"),
     "chord": ("amqptasks.canvas", "chord"),
@@ -52,7 +56,8 @@ _HOMES = {
 
 __all__ = [
     "App", "AsyncResult", "Binding", "Celery", "Exchange", "GroupResult", "Queue", "ResultSet", "Signature", "Task",
-    "__version__", "binding", "chain", "chord", "group", "maybe_signature", "signature", "uuid",
+    "__version__", "binding", "chain", "chord", "current_app", "current_task", "group", "maybe_signature",
+    "shared_task", "signature", "uuid",
 ]  # fmt: skip
 
 

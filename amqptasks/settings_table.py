@@ -213,7 +213,7 @@ _TASKS: Final = (
         "Its exchange's type; None: reached by queue name.",
     ),
     _S("task_routes", routes.or_none(), None, "Which queue each task goes to, by name, glob or regular expression."),
-    _S("task_annotations", anything, None, "Options of tasks, changed by configuration.", "later"),
+    _S("task_annotations", anything, None, "Options of tasks, changed by configuration."),
     _S("task_acks_late", boolean, False, "Acknowledge when the result is stored; False: when the task begins."),
     _S(
         "task_acks_on_failure_or_timeout", boolean, True, "A late-ack task that fails is acknowledged; False: rejected."
@@ -260,9 +260,9 @@ _TASKS: Final = (
         "Seconds after which SoftTimeLimitExceeded is raised in it.",
         "later",
     ),
-    _S("task_always_eager", boolean, False, "`delay()` runs the task at once, in the caller.", "later"),
-    _S("task_eager_propagates", boolean, False, "Eager tasks raise their errors.", "later"),
-    _S("task_store_eager_result", boolean, False, "Store the results of eager tasks.", "later"),
+    _S("task_always_eager", boolean, False, "`delay()` runs the task at once, in the caller."),
+    _S("task_eager_propagates", boolean, False, "Eager tasks raise their errors."),
+    _S("task_store_eager_result", boolean, False, "Store the results of eager tasks, in a backend that stores."),
     _S("task_publish_retry", boolean, True, "Try again when sending fails, until `broker_publish_timeout`."),
     _S(
         "task_publish_retry_policy",
