@@ -355,7 +355,19 @@ class Link:
         self.blocked = None
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        if connection.params.heartbeat:
+            self._watch_silence(connection, 2 * connection.params.heartbeat)
         self._on_up(connection)
+
+    def _watch_silence(self, connection: Connection, patience_s: float) -> None:
+        # pika itself looks every heartbeat + 5 s, and wants to find nothing twice: 30 s where two heartbeats are 20.
+        if connection is not self.connection:
+            return
+        left_s = connection.heard_at + patience_s - monotonic()
+        if left_s <= 0:
+            connection.drop(f"the broker has said nothing for {patience_s:g} s, two heartbeats")
+        else:
+            self._loop.call_later(left_s, lambda: self._watch_silence(connection, patience_s))
 
     def _on_blocked(self, _connection: Any, frame: Any) -> None:
         self.blocked = str(frame.method.reason) or "resource alarm"
