@@ -22,6 +22,7 @@ import pika.exceptions
 
 from amqptasks.broker.admin import Admin
 from amqptasks.broker.parameters import endpoints
+from amqptasks.exceptions import OperationalError
 from tests.support import ROOT, Project, WorkerProcess, eventually
 
 PRELUDE = '''
@@ -197,7 +198,11 @@ class Workshop:
 
     def waiting(self, queue: str | None = None) -> int:
         """How many messages stand ready in a queue: neither held by a worker nor settled."""
-        counts = self.admin.counts(queue or self.queue)
+        try:
+            counts = self.admin.counts(queue or self.queue)
+        except OperationalError:
+            # Tests close connections, this one too: the next call opens another.
+            counts = self.admin.counts(queue or self.queue)
         return 0 if counts is None else counts[0]
 
     def is_waiting(self, expected: int, queue: str | None = None) -> None:
