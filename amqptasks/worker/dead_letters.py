@@ -29,6 +29,7 @@ TOO_MANY_CRASHES: Final = "too-many-crashes"
 TOO_MANY_DELIVERIES: Final = "too-many-deliveries"
 REJECTED: Final = "rejected"
 UNSENDABLE: Final = "follow-up-refused"
+UNSTORED: Final = "result-not-stored"
 
 
 def clean_headers(headers: Any) -> dict[str, Any]:

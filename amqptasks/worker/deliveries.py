@@ -15,6 +15,7 @@ from amqptasks.app.context import Context
 from amqptasks.broker.consumer import Delivery
 from amqptasks.exceptions import (
     AmqptasksError,
+    BackendStoreError,
     ContentError,
     InvalidTaskError,
     NotRegistered,
@@ -32,7 +33,7 @@ from amqptasks.worker.dispatch import Dispatcher
 from amqptasks.worker.follow_ups import FollowUps, wants_result
 from amqptasks.worker.intake import Accept, Bury, Decision, Expire, Intake, Postpone, context_of
 from amqptasks.worker.ledger import Ledger
-from amqptasks.worker.outcome import FAILED, REJECTED, UNREADABLE, FollowUp, Outcome
+from amqptasks.worker.outcome import FAILED, REJECTED, UNREADABLE, UNSTORED, FollowUp, Next, Outcome
 from amqptasks.worker.pools.slot import Slot
 from amqptasks.worker.request import Request
 from amqptasks.worker.settlement import Settlement
@@ -50,7 +51,7 @@ class Deliveries:
         self._dispatcher = dispatcher
         self._settlement = settlement
         self._intake = Intake(app)
-        self._follow_ups = FollowUps(app, hostname)
+        self._follow_ups = FollowUps(app, hostname, stores_later=True)
         self._ledger = Ledger()
         self._accept = accepted(app.conf.accept_content)
         self._takes_no_more = False
@@ -118,11 +119,12 @@ class Deliveries:
         elif signals.task_rejected:
             signals.task_rejected.send(self, message=request.delivery, exc=error)
 
-    def _bury(self, request: Request, reason: str, error: Exception, follow_ups: tuple[FollowUp, ...]) -> None:
+    def _bury(self, request: Request, reason: str, error: Exception, follow_ups: tuple[Next, ...]) -> None:
         text = str(error) if isinstance(error, AmqptasksError) else f"{type(error).__name__}: {error}"
         self._settlement.settle(
-            request, follow_ups, lambda: self._settlement.bury(request, reason, text, lambda: self._end(request))
-        )
+            request, follow_ups, lambda: self._settlement.bury(request, reason, text, lambda: self._end(request)),
+            is_lost=True,
+        )  # fmt: skip
 
     def _postpone(self, request: Request, delay_ms: float) -> None:
         queue = request.delivery.consumer.queue
@@ -151,6 +153,8 @@ class Deliveries:
             self._bury(request, dead_letters.UNREADABLE, InvalidTaskError(outcome.reason), outcome.follow_ups)
         elif outcome.kind == REJECTED:
             self._rejected(request, outcome)
+        elif outcome.kind == UNSTORED:
+            self._bury(request, dead_letters.UNSTORED, BackendStoreError(outcome.reason), ())
         elif outcome.kind == FAILED and request.is_late and not self._acks_on_failure(request):
             self._bury(
                 request,
@@ -240,7 +244,7 @@ class Deliveries:
         need = self._app.sender.need(self._app.sender.routing.queue(queue))
         self._settlement.publish(message, (need,), f"task {request.id} after a crash", lambda: self._end(request))
 
-    def _failure(self, request: Request, error: Exception, state: str = FAILURE) -> tuple[FollowUp, ...]:
+    def _failure(self, request: Request, error: Exception, state: str = FAILURE) -> tuple[Next, ...]:
         """Make all that follows the failure of a task that no child can speak for."""
         context = context_of(request)
         if not request.id:

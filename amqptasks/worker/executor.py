@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from amqptasks import signals
@@ -17,10 +18,17 @@ from amqptasks.app import context
 from amqptasks.app.app import App
 from amqptasks.app.context import FIELD_HEADERS, Context
 from amqptasks.app.handlers import ExceptionInfo, told_failure, told_return, told_success
-from amqptasks.exceptions import ContentError, EncodeError, Ignore, InvalidTaskError, Reject
+from amqptasks.exceptions import (
+    AmqptasksError,
+    BackendStoreError,
+    ContentError,
+    EncodeError,
+    Ignore,
+    InvalidTaskError,
+    Reject,
+)
 from amqptasks.logs import TASK_LOGGER, bind_task
 from amqptasks.results.context import denied_join_result
-from amqptasks.results.record import ResultRecord
 from amqptasks.states import FAILURE, STARTED, SUCCESS
 from amqptasks.wire.failures import format_traceback
 from amqptasks.wire.pipe import encode_frame
@@ -28,7 +36,18 @@ from amqptasks.wire.reprs import short_repr
 from amqptasks.wire.serializers import accepted
 from amqptasks.wire.task import TaskBody, read_body
 from amqptasks.worker.follow_ups import FollowUps, keeps_errors, wants_result
-from amqptasks.worker.outcome import FAILED, IGNORED, MESSAGE, REJECTED, SUCCEEDED, UNREADABLE, FollowUp, Outcome
+from amqptasks.worker.outcome import (
+    FAILED,
+    IGNORED,
+    MESSAGE,
+    REJECTED,
+    SUCCEEDED,
+    UNREADABLE,
+    UNSTORED,
+    FollowUp,
+    Next,
+    Outcome,
+)
 
 logger = logging.getLogger(TASK_LOGGER + ".trace")
 
@@ -73,13 +92,18 @@ class Executor:
             },
         )  # fmt: skip
         self._local.emit = emit
+        except BackendStoreError as error:
+            return self._unstored(request, error)
         self._local.number = _number
         try:
             return self._trace(self.app.tasks[name], request)
         except Exception as error:
-            # Not the task's fault: a handler, a store or this package. The caller still gets an answer.
+            # Not the task's fault: a handler or this package. The caller still gets an answer.
             logger.exception("Task %s[%s] raised an internal error", name, task_id)
-            return self._failed(None, request, error, 0.0)
+            try:
+                return self._failed(None, request, error, 0.0)
+            except AmqptasksError as trouble:
+                return self._unstored(request, trouble)
         finally:
             self._local.emit = None
 
@@ -156,9 +180,17 @@ class Executor:
     ) -> Outcome:
         request = Context(id=task_id, task=name, reply_to=reply_to, correlation_id=correlation_id)
         request.group = headers.get("group")
-        return Outcome(
-            UNREADABLE, 0.0, self._follow_ups.failure(request, error, None), reason=f"{type(error).__name__}: {error}"
-        )
+        follow_ups: tuple[Next, ...] = ()
+        try:
+            follow_ups = self._follow_ups.failure(request, error, None)
+        except AmqptasksError as trouble:
+            # The message goes to the dead letters all the same.
+            logger.error("The failure of task %.64r cannot be told: %s", task_id, trouble)
+        return Outcome(UNREADABLE, 0.0, follow_ups, reason=f"{type(error).__name__}: {error}")
+
+    def _unstored(self, request: Context, error: AmqptasksError) -> Outcome:
+        logger.error("Task %s[%s] has ended, and its result is not stored: %s", request.task, request.id, error)
+        return Outcome(UNSTORED, 0.0, reason=str(error))
 
     def report_state(self, task: Any, task_id: str, state: str, meta: Any, **fields: Any) -> None:
         """Send a state that is not the last. Called by the task, through ``update_state``."""
@@ -170,8 +202,16 @@ class Executor:
         request = running.request
         if not wants_result(self.app, task, request, state):
             return
-        record = ResultRecord.now(task_id, state, meta, group_id=request.group, parent_id=request.parent_id)
-        for follow_up in self._follow_ups.answer(request, record):
+        record = self._follow_ups.record(request, state, meta)
+        if task_id != record.task_id:
+            record = replace(record, task_id=task_id)
+        try:
+            follow_ups = self._follow_ups.answer(request, record)
+        except BackendStoreError as error:
+            # Nothing hangs on it: the next state, or the result, says more.
+            logger.warning("A state of task %s[%s] is not stored: %s", request.task, task_id, error)
+            return
+        for follow_up in follow_ups:
             emit(encode_frame([MESSAGE, self._local.number, follow_up.to_plain()]))
 
 

@@ -14,39 +14,58 @@ from amqptasks.app.app import App
 from amqptasks.app.context import Context
 from amqptasks.app.eager import call_errback
 from amqptasks.canvas.signature import maybe_signature
-from amqptasks.exceptions import AmqptasksError
+from amqptasks.exceptions import AmqptasksError, EncodeError
+from amqptasks.results.backend import ResultBackend
+from amqptasks.results.kept import kept_queue
 from amqptasks.results.record import ResultRecord
 from amqptasks.states import FAILURE, REVOKED
 from amqptasks.wire.failures import to_plain
-from amqptasks.wire.message import encode
-from amqptasks.worker.outcome import FollowUp
+from amqptasks.wire.message import PERSISTENT, encode
+from amqptasks.wire.serializers import dumps
+from amqptasks.worker.outcome import FollowUp, Keep, Next
 
 logger = logging.getLogger(__name__)
 
 
 class FollowUps:
-    """Makes follow-ups for one app. Safe from any thread."""
+    """Makes follow-ups for one app. Safe from any thread.
 
-    def __init__(self, app: App, hostname: str) -> None:
+    Args:
+        stores_later: Leave storing to whoever settles, instead of waiting for the result store here.
+    """
+
+    def __init__(self, app: App, hostname: str, *, stores_later: bool = False) -> None:
         self._app = app
         self._hostname = hostname
+        self._stores_later = stores_later
 
     def record(self, request: Context, state: str, result: Any, traceback: str | None = None) -> ResultRecord:
         """Make the result record of a call."""
         children = [each.as_tuple() for each in request._children] if request._children else []
         extra: dict[str, Any] = {}
         if self._app.conf.result_extended:
-            extra = {
-                "name": request.task, "args": request.argsrepr, "kwargs": request.kwargsrepr, "worker": self._hostname,
-                "retries": request.retries, "queue": (request.delivery_info or {}).get("routing_key"),
-            }  # fmt: skip
+            extra = self._extended(request)
         return ResultRecord.now(
             request.id or "", state, result, traceback=traceback, children=children, group_id=request.group,
             parent_id=request.parent_id, extra=extra,
         )  # fmt: skip
 
-    def answer(self, request: Context, record: ResultRecord) -> tuple[FollowUp, ...]:
-        """Store a record, or make the message that carries it to the caller.
+    def _extended(self, request: Context) -> dict[str, Any]:
+        serializer = self._app.conf.result_serializer
+        arguments = {"args": request.args, "kwargs": request.kwargs}
+        for key, text in (("args", request.argsrepr), ("kwargs", request.kwargsrepr)):
+            try:
+                dumps(arguments[key], serializer)
+            except EncodeError:
+                # What the arguments came in may carry more than results do.
+                arguments[key] = text
+        return {
+            "name": request.task, **arguments, "worker": self._hostname, "retries": request.retries,
+            "queue": (request.delivery_info or {}).get("routing_key"),
+        }  # fmt: skip
+
+    def answer(self, request: Context, record: ResultRecord) -> tuple[Next, ...]:
+        """Store a record, or make the messages that carry it: to the caller, and to the queue that keeps it.
 
         Raises:
             EncodeError: The result cannot be serialized.
@@ -54,14 +73,32 @@ class FollowUps:
         """
         backend = self._app.backend
         if not backend.in_message:
+            if self._stores_later and record.is_final:
+                return (Keep(record),)
             backend.store(record)
             return ()
+        follow_ups: tuple[FollowUp, ...] = ()
         message = backend.message(record, request.reply_to, request.correlation_id)
-        if message is None:
-            return ()
-        return (FollowUp(encode(message, "", request.reply_to or ""), is_answer=True),)
+        if message is not None:
+            follow_ups = (FollowUp(encode(message, "", request.reply_to or ""), is_answer=True),)
+        if self._is_kept(request):
+            follow_ups += self._kept(backend, record)
+        return follow_ups
 
-    def after_success(self, request: Context, value: Any) -> tuple[FollowUp, ...]:
+    def _is_kept(self, request: Context) -> bool:
+        task = self._app.tasks.get(request.task or "")
+        keep = getattr(task, "persist_result", None)
+        return bool(self._app.conf.task_persist_result if keep is None else keep)
+
+    def _kept(self, backend: ResultBackend, record: ResultRecord) -> tuple[FollowUp, ...]:
+        queue = kept_queue(self._app.conf.task_queue_prefix, record.task_id)
+        message = None if queue is None else backend.message(record, queue, record.task_id)
+        if queue is None or message is None:
+            return ()
+        message.delivery_mode = PERSISTENT
+        return (FollowUp(encode(message, "", queue), is_answer=True, is_kept=True),)
+
+    def after_success(self, request: Context, value: Any) -> tuple[Next, ...]:
         """Call what is linked to a success: callbacks, then the next element of the chain."""
         if not request.callbacks and not request.chain:
             return ()
@@ -78,9 +115,9 @@ class FollowUps:
 
     def after_failure(
         self, request: Context, error: BaseException, plain: Mapping[str, Any], traceback: str | None, state: str
-    ) -> tuple[FollowUp, ...]:
+    ) -> tuple[Next, ...]:
         """Call the errbacks, and fail what the chain will never reach."""
-        follow_ups: list[FollowUp] = []
+        follow_ups: list[Next] = []
         if request.errbacks:
             with self._app.sender.collecting(request.reply_to) as collected:
                 for errback in request.errbacks:
@@ -92,12 +129,12 @@ class FollowUps:
 
     def _fail_element(
         self, element: Any, request: Context, plain: Mapping[str, Any], traceback: str | None, state: str
-    ) -> tuple[FollowUp, ...]:
+    ) -> tuple[Next, ...]:
         options = element.get("options") if isinstance(element, Mapping) else None
         if not isinstance(options, Mapping):
             return ()
         task_id, reply_to = options.get("task_id"), options.get("reply_to") or request.reply_to
-        if not isinstance(task_id, str) or not isinstance(reply_to, str):
+        if not isinstance(task_id, str) or not isinstance(reply_to, (str, type(None))):
             return ()
         context = Context(
             id=task_id, task=element.get("task"), reply_to=reply_to, correlation_id=task_id,
@@ -108,10 +145,10 @@ class FollowUps:
 
     def failure(
         self, request: Context, error: BaseException, traceback: str | None, *, state: str = FAILURE, store: bool = True
-    ) -> tuple[FollowUp, ...]:
+    ) -> tuple[Next, ...]:
         """Make all that follows a failure, the answer first: its caller must learn of it whatever else goes wrong."""
         plain = to_plain(error, self._app.conf.result_serializer)
-        follow_ups: tuple[FollowUp, ...] = ()
+        follow_ups: tuple[Next, ...] = ()
         if store:
             follow_ups = self.answer(request, self.record(request, state, plain, traceback))
         try:

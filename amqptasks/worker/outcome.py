@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from amqptasks.results.record import ResultRecord
 from amqptasks.wire.message import EncodedMessage
 
 #: Kinds of frames from child to parent: the first item of each.
@@ -22,6 +23,8 @@ REJECTED: Final = 3
 IGNORED: Final = 4
 #: The message could not be read or is no valid call: to the dead letters with it.
 UNREADABLE: Final = 5
+#: It ran, and its result cannot be stored: to the dead letters, rather than out of the world.
+UNSTORED: Final = 6
 
 
 @dataclass(slots=True)
@@ -32,28 +35,46 @@ class FollowUp:
         queues: Names of the queues that must be declared first.
         delayed: The queue it waits for in the delay ladder, if it is delayed.
         is_answer: It goes to a caller's reply queue; a caller that has gone is no error.
+        is_kept: It goes to the queue that keeps the states of its task.
     """
 
     message: EncodedMessage
     queues: tuple[str, ...] = ()
     delayed: str | None = None
     is_answer: bool = False
+    is_kept: bool = False
 
     def to_plain(self) -> list[Any]:
         """Return what crosses the socket."""
         message = self.message
         return [
             message.exchange, message.routing_key, message.properties, message.body, message.correlation_id,
-            list(self.queues), self.delayed, self.is_answer,
+            list(self.queues), self.delayed, self.is_answer, self.is_kept,
         ]  # fmt: skip
 
     @classmethod
     def from_plain(cls, plain: Any) -> FollowUp:
         """Read what crossed the socket."""
-        exchange, routing_key, properties, body, correlation_id, queues, delayed, is_answer = plain
+        exchange, routing_key, properties, body, correlation_id, queues, delayed, is_answer, is_kept = plain
         return cls(
-            EncodedMessage(exchange, routing_key, properties, body, correlation_id), tuple(queues), delayed, is_answer
-        )
+            EncodedMessage(exchange, routing_key, properties, body, correlation_id), tuple(queues), delayed, is_answer,
+            is_kept,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Keep:
+    """A result to store before the delivery is acked. Only the parent makes them: children store their own."""
+
+    record: ResultRecord
+
+    def to_plain(self) -> list[Any]:
+        """Refuse."""
+        raise TypeError("a result that is to be stored does not travel: who runs a task stores its result")
+
+
+#: One thing that must be done before the delivery is acked.
+Next = FollowUp | Keep
 
 
 @dataclass(slots=True)
@@ -62,13 +83,13 @@ class Outcome:
 
     Attributes:
         runtime_s: How long the task itself ran.
-        reason: For REJECTED and UNREADABLE, why.
+        reason: For REJECTED, UNREADABLE and UNSTORED, why.
         requeue: For REJECTED, back into its queue rather than to the dead letters.
     """
 
     kind: int
     runtime_s: float = 0.0
-    follow_ups: tuple[FollowUp, ...] = ()
+    follow_ups: tuple[Next, ...] = ()
     reason: str = ""
     requeue: bool = False
 

@@ -13,12 +13,14 @@ from amqptasks.app.sender import Sender
 from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Outgoing
 from amqptasks.broker.needs import Need
 from amqptasks.broker.topology import dead_letter_queue
-from amqptasks.exceptions import EncodeError, OperationalError, QueueNotFound, Unroutable
+from amqptasks.exceptions import EncodeError, OperationalError, QueueNotFound, TopologyConflict, Unroutable
+from amqptasks.results.kept import kept_need
 from amqptasks.wire.message import EncodedMessage
 from amqptasks.wire.reprs import printable
 from amqptasks.worker import dead_letters
-from amqptasks.worker.outcome import FollowUp
+from amqptasks.worker.outcome import FollowUp, Keep, Next
 from amqptasks.worker.request import Request
+from amqptasks.worker.storer import Storer
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +34,15 @@ class Settlement:
     """Publishes for the worker and tells when everything of one delivery is confirmed. Belongs to the loop's thread.
 
     Args:
+        storer: Stores the results that are not messages.
         on_change: Called when the number of unsettled deliveries has changed, so that the worker can pause or go on.
     """
 
-    def __init__(self, channel: ConfirmChannel, sender: Sender, hostname: str, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, channel: ConfirmChannel, sender: Sender, storer: Storer, hostname: str, on_change: Callable[[], None]
+    ) -> None:
         self._channel = channel
+        self._storer = storer
         self._sender = sender
         self._hostname = hostname
         self._on_change = on_change
@@ -44,8 +50,11 @@ class Settlement:
         #: Deliveries whose messages are not all confirmed.
         self.unsettled = 0
 
-    def settle(self, request: Request, follow_ups: tuple[FollowUp, ...], then: Then) -> None:
-        """Publish what follows a task, then call ``then``, once, when all of it is confirmed."""
+    def settle(self, request: Request, follow_ups: tuple[Next, ...], then: Then, *, is_lost: bool = False) -> None:
+        """Publish and store what follows a task, then call ``then``, once, when all of it is confirmed.
+
+        What cannot be sent or stored takes the message to the dead letters first, unless ``then`` does (``is_lost``).
+        """
         if not follow_ups:
             then()
             return
@@ -59,7 +68,7 @@ class Settlement:
                 failures.append(failure)
             if request.pending == 0:
                 self.unsettled -= 1
-                if failures:
+                if failures and not is_lost:
                     self.bury(request, dead_letters.UNSENDABLE, "; ".join(failures), then)
                 else:
                     then()
@@ -67,7 +76,10 @@ class Settlement:
 
         failures: list[str] = []
         for each in follow_ups:
-            self._send_follow_up(request, each, one_done)
+            if isinstance(each, Keep):
+                self._storer.store(each.record, one_done)
+            else:
+                self._send_follow_up(request, each, one_done)
 
     def send_state(self, request: Request, follow_up: FollowUp) -> None:
         """Publish a state that is not the last; nothing waits for it, and under pressure it is left out."""
@@ -118,6 +130,10 @@ class Settlement:
                 done(None)
             elif isinstance(error, Interrupted):
                 self._again(out, immediately=error.written)
+            elif follow_up.is_kept and out.needs and isinstance(error, TopologyConflict):
+                # It was declared where result_expires is another: it is there, and that is enough.
+                out.needs = ()
+                self._again(out, immediately=True)
             elif follow_up.is_answer and isinstance(error, Unroutable):
                 logger.debug("Nobody waits for the result of task %s any more", request.id)
                 done(None)
@@ -143,6 +159,8 @@ class Settlement:
         needs = tuple(self._sender.need(self._sender.routing.queue(name)) for name in follow_up.queues)
         if follow_up.delayed is not None:
             needs += self._sender.delay_needs(follow_up.delayed)
+        if follow_up.is_kept:
+            needs += (kept_need(follow_up.message.routing_key, self._sender.conf.result_expires),)
         return needs
 
     def _dead_need(self, queue: str) -> Need:
