@@ -17,7 +17,7 @@ from amqptasks.broker.incoming import MAX_BODY_BYTES, MAX_HEADER_DEPTH, Properti
 from amqptasks.broker.link import Connection
 from amqptasks.broker.loop import Loop
 from amqptasks.broker.parameters import endpoints
-from tests.support import eventually
+from tests.loops import turn_until
 
 NAMES = [name for name in Properties.__slots__ if name != "is_malformed"]
 
@@ -172,16 +172,7 @@ class Wire:
         self.connection = Connection(
             parameters=endpoint.parameters, on_open_callback=self._opened, custom_ioloop=self.loop
         )
-        self.turn_until(lambda: self._consuming == 2)
-
-    def turn_until(self, condition: Any) -> None:
-        def turn() -> bool:
-            self.loop.call_later(0.01, lambda: None)
-            self.loop.poll()
-            self.loop.process_timeouts()
-            return bool(condition())
-
-        eventually(turn, every_s=0)
+        turn_until(self.loop, lambda: self._consuming == 2)
 
     def _opened(self, connection: Any) -> None:
         for number in (1, 2):
@@ -224,7 +215,7 @@ class Wire:
 
     def close(self) -> None:
         self.connection.close()
-        self.turn_until(lambda: self.connection.is_closed)
+        turn_until(self.loop, lambda: self.connection.is_closed)
         self.loop.close()
 
 
