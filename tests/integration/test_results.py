@@ -191,7 +191,7 @@ def test_a_task_is_looked_at_before_while_and_after_it_runs(shop: Workshop, gate
 def test_an_extended_result_tells_of_its_call(shop: Workshop) -> None:
     result = shop.tasks.add.delay(2, y=3)
     assert result.get(timeout=20) == 5
-    assert (result.name, result.args, result.kwargs) == (f"{shop.project.name}.add", "(2,)", "{'y': 3}")
+    assert (result.name, result.args, result.kwargs) == (f"{shop.project.name}.add", [2], {"y": 3})
     assert (result.retries, result.queue) == (0, shop.queue)
     assert re.fullmatch(r"w0-\w+@test", result.worker)
 
