@@ -92,11 +92,11 @@ class Executor:
             },
         )  # fmt: skip
         self._local.emit = emit
-        except BackendStoreError as error:
-            return self._unstored(request, error)
         self._local.number = _number
         try:
             return self._trace(self.app.tasks[name], request)
+        except BackendStoreError as error:
+            return self._unstored(request, error)
         except Exception as error:
             # Not the task's fault: a handler or this package. The caller still gets an answer.
             logger.exception("Task %s[%s] raised an internal error", name, task_id)
