@@ -133,7 +133,12 @@ class TaskHome:
         pydantic_context: Mapping[str, Any] | None = None, pydantic_dump_kwargs: Mapping[str, Any] | None = None,
         shared: bool = False, lazy: bool = True, filter: Callable[[Any], Any] | None = None, **attributes: Any,
     ) -> Any:  # fmt: skip
-        """Make the task of a function, as `task` does; the one there is if the function was registered before."""
+        """Make the task of a function, as `task` does; the one there is if the function was registered before.
+
+        Raises:
+            AlreadyRegistered: Another function has its name.
+            ImproperlyConfigured: It asks for what there is not.
+        """
         del lazy  # Celery's: whether the task is made at once. Here it is, and costs little.
         options = {
             "name": name, "bind": bind, "base": base, "pydantic": pydantic, "pydantic_strict": pydantic_strict,
@@ -142,6 +147,11 @@ class TaskHome:
         if shared:
             current.share(lambda app: app.define_task(function, **options))
         name = name or self.gen_task_name(function.__name__, function.__module__)
+        if "backend" in attributes:
+            raise ImproperlyConfigured(
+                f"task {name!r} asks for a result backend of its own, which is not supported: make it a task of an app "
+                "with that backend"
+            )
         task = dict.get(self._tasks, name)
         if task is None or not _same_place(task, function):
             run = function

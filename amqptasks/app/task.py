@@ -103,8 +103,11 @@ class Task(Handlers, Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run it here and now, as a function."""
         if not self._is_bound and self.app is not None:
+            before = type(self).__call__
             self.app.bind_task(self)
-            return self(*args, **kwargs)
+            if type(self).__call__ is not before:
+                # An annotation has wrapped this method.
+                return self(*args, **kwargs)
         running = context.current()
         is_entering = running is not None and running.is_entering and running.task is self
         if running is not None and is_entering:

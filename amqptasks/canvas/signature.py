@@ -357,6 +357,10 @@ class Signature(dict[str, Any]):
             return NotImplemented
         return self.TYPES["chain"].joined(self, other)  # type: ignore[attr-defined]
 
+    def __ror__(self, other: Any) -> Any:
+        """Refuse to be merged into a dict. (Type checkers would take dict's own for what ``call | group`` is.)"""
+        return NotImplemented
+
     def __ior__(self, other: Any) -> Any:
         """Compose, as ``|`` does: a signature is no dict to be merged into."""
         return self.__or__(other)
