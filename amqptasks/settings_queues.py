@@ -43,7 +43,7 @@ def retry_policy(fallback: Mapping[str, Any]) -> Kind:
 
 
 def _accept_routes(value: Any) -> Any:
-    if isinstance(value, str) or callable(value):
+    if isinstance(value, str) or callable(value) or callable(getattr(value, "route_for_task", None)):
         return value
     if isinstance(value, Mapping):
         _check_routes(value.items())

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from amqptasks.app.discovery import named_object
 from amqptasks.entities import Exchange, Queue
 from amqptasks.exceptions import ImproperlyConfigured, QueueNotFound
 
@@ -147,6 +148,10 @@ def prepare(routes: Any) -> Iterable[Router]:
     if isinstance(routes, Mapping) or callable(routes) or isinstance(routes, str) or hasattr(routes, "route_for_task"):
         routes = (routes,)
     for each in routes:
+        if isinstance(each, str):
+            each = named_object(each, "task_routes")
+        if isinstance(each, type) and hasattr(each, "route_for_task"):
+            each = each()
         if isinstance(each, Mapping):
             yield _map_router(each.items())
         elif isinstance(each, (list, tuple)):
