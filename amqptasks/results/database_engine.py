@@ -81,6 +81,7 @@ class Database:
         self._tables = make_tables(options.names, options.schemas)
         self._lock = threading.Lock()
         self._known_rows: Rows | None = None
+        self._is_set_up = False
         self._is_disposed = False
         self._engine = _make_engine(url, options)
         self._dialect = self._engine.dialect.name if options.upsert else ""
@@ -103,6 +104,7 @@ class Database:
 
     def look_again(self) -> None:
         """Forget what is known of the tables: they may have been dropped, or the database replaced."""
+        self._is_set_up = False
         self._known_rows = None
 
     # -- results
@@ -193,22 +195,31 @@ class Database:
     def set_up(self) -> Rows:
         """Create the tables unless they are there, and add the columns that Celery 5.7 added."""
         rows = self._known_rows
-        if rows is not None:
+        if rows is not None and self._is_set_up:
             return rows
-        with self._lock, self._connect() as connection:
-            _create(connection, self._tables.metadata)
-            for table in (self._tables.tasks, self._tables.groups):
-                found = _columns(connection, table)
-                for column in table.columns:
-                    if column.name not in found:
-                        _add_column(connection, table, column)
+        with self._lock:
+            if not self._is_set_up:
+                with self._connect() as connection:
+                    self._complete(connection)
+                # Whoever only read before knows the table as it was.
+                self._known_rows, self._is_set_up = None, True
         rows = self._rows()
-        assert rows is not None
+        if rows is None:
+            raise sa.exc.NoSuchTableError(self._tables.tasks.name)
         return rows
+
+    def _complete(self, connection: sa.Connection) -> None:
+        _create(connection, self._tables.metadata)
+        for table in (self._tables.tasks, self._tables.groups):
+            found = _columns(connection, table)
+            for column in table.columns:
+                if column.name not in found:
+                    _add_column(connection, table, column)
 
     def _rows(self) -> Rows | None:
         """Return how rows are written and read; None when there are no tables, so that nothing was ever kept."""
-        if self._known_rows is None:
+        rows = self._known_rows
+        if rows is None:
             table = self._tables.tasks
             try:
                 with self._connect() as connection:
@@ -216,8 +227,8 @@ class Database:
             except sa.exc.NoSuchTableError:
                 return None
             columns = frozenset(column.name for column in table.columns if column.name in found and column.name != "id")
-            self._known_rows = Rows(self._payloads, columns)
-        return self._known_rows
+            rows = self._known_rows = Rows(self._payloads, columns)
+        return rows
 
 
 def _make_engine(url: str, options: DatabaseOptions) -> sa.Engine:
