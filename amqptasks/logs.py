@@ -5,7 +5,10 @@ Nothing is configured before a worker asks for it: a program that sends tasks ke
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -141,13 +144,93 @@ def parse_level(level: int | str | None) -> int:
     return number
 
 
-def setup_worker_logging(conf: Any, level: int, logfile: str | None, stream: TextIO | None = None) -> None:
-    """Configure logging for a worker, unless a ``setup_logging`` receiver does it instead."""
+class LogFile(logging.FileHandler):
+    """A log file that is opened anew when it was moved away, as log rotation does.
+
+    If that fails, or the file of a child process cannot be opened, the one that is open stays in use.
+
+    Args:
+        path: What `expand_path` takes.
+    """
+
+    def __init__(self, path: str, nodename: str) -> None:
+        self._given = (path, nodename)
+        self._opened: tuple[int, int] | None = None
+        super().__init__(expand_path(path, nodename), encoding="utf-8")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        # Not WatchedFileHandler: that raises into the caller's code when it cannot open the file again.
+        try:
+            status = os.stat(self.baseFilename)
+            is_same = self._opened == (status.st_dev, status.st_ino)
+        except OSError:
+            is_same = False
+        if not is_same:
+            with contextlib.suppress(OSError):
+                self._reopen()
+        super().emit(record)
+
+    def enter_child(self, index: int) -> None:
+        """Write into the file of a child process from now on."""
+        ours, path = self.baseFilename, os.path.abspath(expand_path(*self._given, index))
+        if path == ours:
+            return
+        self.baseFilename = path
+        try:
+            self._reopen()
+        except OSError as error:
+            self.baseFilename = ours
+            logging.getLogger(__name__).error("Cannot open the log file %s: %s; using %s", path, error, ours)
+
+    def _reopen(self) -> None:
+        old, self.stream = self.stream, self._open()
+        if old is not None:
+            old.close()
+
+    def _open(self) -> Any:
+        stream = super()._open()
+        status = os.fstat(stream.fileno())
+        self._opened = (status.st_dev, status.st_ino)
+        return stream
+
+
+def expand_path(path: str, nodename: str, index: int = 0) -> str:
+    """Fill in what ``%`` stands for in the name of a log file or pidfile, as in Celery.
+
+    ``%p`` is the node's full name, ``%n`` the part before the @, ``%h`` that behind it, ``%d`` the host's domain;
+    ``%i`` the number of the child process, 0 for the worker's own; ``%I`` the same with a dash, or nothing for 0.
+    """
+    name, _, host = nodename.partition("@")
+    values = {
+        "p": nodename, "n": name, "h": host, "d": host.partition(".")[2], "i": str(index),
+        "I": f"-{index}" if index else "", "%": "%",
+    }  # fmt: skip
+    return re.sub(r"%(.)", lambda match: values.get(match[1], match[0]), path)
+
+
+def enter_child(index: int) -> None:
+    """Give a child process, numbered from 1, the log files that ``%i`` and ``%I`` make its own."""
+    for name in (None, TASK_LOGGER, TASK_LOGGER + ".trace"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, LogFile):
+                handler.enter_child(index)
+
+
+def setup_worker_logging(
+    conf: Any, level: int, logfile: str | None, nodename: str = "", stream: TextIO | None = None
+) -> None:
+    """Configure logging for a worker, unless a ``setup_logging`` receiver does it instead.
+
+    Args:
+        logfile: What `expand_path` takes.
+    """
     stream = stream or sys.__stderr__
     colored = conf.worker_log_color
     if colored is None:
         colored = logfile is None and stream is not None and stream.isatty()
-    given = {"loglevel": level, "logfile": logfile, "format": conf.worker_log_format or LOG_FORMAT, "colorize": colored}
+    path = logfile and expand_path(logfile, nodename)
+    given = {"loglevel": level, "logfile": path, "format": conf.worker_log_format or LOG_FORMAT, "colorize": colored}
     if signals.setup_logging.send(None, **given):
         return
     root = logging.getLogger()
@@ -155,18 +238,18 @@ def setup_worker_logging(conf: Any, level: int, logfile: str | None, stream: Tex
         root.handlers.clear()
     task_logger = logging.getLogger(TASK_LOGGER)
     if not root.handlers:
-        root.addHandler(_handler(logfile, stream, logging.Formatter(given["format"]), colored))
+        root.addHandler(_handler(logfile, nodename, stream, logging.Formatter(given["format"]), colored))
     root.setLevel(level)
     task_logger.handlers.clear()
     task_logger.addHandler(
-        _handler(logfile, stream, TaskFormatter(conf.worker_task_log_format or TASK_LOG_FORMAT), colored)
+        _handler(logfile, nodename, stream, TaskFormatter(conf.worker_task_log_format or TASK_LOG_FORMAT), colored)
     )
     task_logger.setLevel(level)
     task_logger.propagate = False
     # The lines about tasks (received, succeeded) name the task themselves.
     trace = logging.getLogger(TASK_LOGGER + ".trace")
     trace.handlers.clear()
-    trace.addHandler(_handler(logfile, stream, logging.Formatter(given["format"]), colored))
+    trace.addHandler(_handler(logfile, nodename, stream, logging.Formatter(given["format"]), colored))
     trace.propagate = False
     # pika tells every failed attempt in several lines and a traceback; links tell it in one.
     logging.getLogger("pika").setLevel(max(level, logging.CRITICAL))
@@ -184,10 +267,8 @@ def redirect_stdouts(level: int | str) -> None:
 
 
 def _handler(
-    logfile: str | None, stream: TextIO | None, formatter: logging.Formatter, colored: bool
+    logfile: str | None, nodename: str, stream: TextIO | None, formatter: logging.Formatter, colored: bool
 ) -> logging.Handler:
-    handler: logging.Handler = (
-        logging.FileHandler(logfile, encoding="utf-8") if logfile else logging.StreamHandler(stream)
-    )
+    handler = LogFile(logfile, nodename) if logfile else logging.StreamHandler(stream)
     handler.setFormatter(ColorFormatter(formatter) if colored else formatter)
     return handler

@@ -38,6 +38,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "tenacity": ("broker",),
     "msgpack": ("wire",),
     "click": ("cli",),
+    "IPython": ("cli",),
+    "bpython": ("cli",),
     "yaml": ("wire",),
     "zstandard": ("wire",),
     "redis": ("results",),

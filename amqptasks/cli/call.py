@@ -8,12 +8,22 @@ from typing import Any
 import click
 
 from amqptasks.cli.common import CliError, Globals, did_you_mean, json_array, json_object
+from amqptasks.cli.completion import complete_queue, complete_task
+from amqptasks.cli.elements import Command
+from amqptasks.cli.purge import warn_of_slips
 
 __all__ = ["call"]
 
 
-@click.command()
-@click.argument("name")
+@click.command(
+    cls=Command, short_help="Send a task and print its id.",
+    examples=(
+        "amqptasks -A proj call proj.tasks.add -a '[2, 2]'",
+        "amqptasks -A proj call proj.tasks.add -k '{\"x\": 2, \"y\": 2}' --countdown 60",
+        "amqptasks -b amqp://rabbit call other.task --queue other",
+    ),
+)  # fmt: skip
+@click.argument("name", shell_complete=complete_task)
 @click.option("-a", "--args", callback=json_array, default="[]", metavar="JSON", help="Positional arguments, an array.")
 @click.option(
     "-k", "--kwargs", callback=json_object, default="{}", metavar="JSON", help="Keyword arguments, an object."
@@ -21,11 +31,11 @@ __all__ = ["call"]
 @click.option("--eta", metavar="TIME", help="Run at this time, ISO 8601.")
 @click.option("--countdown", type=float, metavar="SECONDS", help="Run after this time.")
 @click.option("--expires", metavar="SECONDS|TIME", help="Do not run later than this.")
-@click.option("--serializer", help="How the message is written, such as json or msgpack.")
-@click.option("--priority", type=click.IntRange(0, 255), help="The message's priority.")
-@click.option("--queue", help="Send to this queue.")
-@click.option("--exchange", help="Send to this exchange.")
-@click.option("--routing-key", help="Send with this routing key.")
+@click.option("--serializer", metavar="NAME", help="How the message is written, such as json or msgpack.")
+@click.option("--priority", type=click.IntRange(0, 255), metavar="N", help="The message's priority.")
+@click.option("--queue", metavar="NAME", shell_complete=complete_queue, help="Send to this queue.")
+@click.option("--exchange", metavar="NAME", help="Send to this exchange.")
+@click.option("--routing-key", metavar="KEY", help="Send with this routing key.")
 @click.pass_obj
 def call(obj: Globals, /, name: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> None:
     """Send the task NAME and print its id.
@@ -48,6 +58,8 @@ def call(obj: Globals, /, name: str, args: list[Any], kwargs: dict[str, Any], **
         hint = did_you_mean(name, app.tasks)
         if hint:
             click.echo(f"Warning: this app has no task {name!r}{hint}; sent all the same", err=True)
+    if "queue" in given:
+        warn_of_slips(app, [given["queue"]])
     try:
         task_id = app.send_task(name, args, kwargs, **given).id
     finally:

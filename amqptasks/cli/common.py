@@ -6,9 +6,11 @@ reached.
 
 from __future__ import annotations
 
+import decimal
 import difflib
 import json
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from amqptasks.broker.admin import Admin
 
 __all__ = [
-    "CliError", "Globals", "commas", "did_you_mean", "exit_code", "json_array", "json_object", "plural", "print_table",
-    "text_of",
+    "CliError", "Globals", "commas", "did_you_mean", "exit_code", "json_array", "json_object", "plain", "plural",
+    "print_table", "text_of",
 ]  # fmt: skip
 
 EXIT_FAILED = 1
@@ -42,7 +44,10 @@ EXIT_UNAVAILABLE = 69
 class CliError(click.ClickException):
     """A user's mistake: shown on one line, without a traceback."""
 
-    exit_code = EXIT_USAGE
+    def __init__(self, message: str, exit_code: int = EXIT_USAGE) -> None:
+        super().__init__(message)
+        # click's own is a variable of the class.
+        self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:
         """Print it to standard error."""
@@ -60,6 +65,10 @@ class Globals:
     no_color: bool = False
     quiet: bool = False
     traceback: bool = False
+    #: Where the program was started, if ``--workdir`` then led elsewhere.
+    start_directory: str | None = None
+    #: The whole command line, for a command that hands it on.
+    argv: Sequence[str] = ()
     _app: App | None = None
 
     def app(self, *, required: bool = False) -> App:
@@ -151,6 +160,19 @@ def text_of(value: object, most: int = 80) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def plain(value: object) -> Any:
+    """Return what JSON has no words for in a form that it has: the ``default`` of `json.dumps`."""
+    if isinstance(value, set | frozenset | tuple):
+        return list(value)
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if hasattr(value, "total_seconds"):
+        return value.total_seconds()
+    if isinstance(value, uuid.UUID | decimal.Decimal):
+        return str(value)
+    return repr(value)
+
+
 def plural(count: int, noun: str) -> str:
     """Return ``1 message``, ``2 messages``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
@@ -158,7 +180,12 @@ def plural(count: int, noun: str) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if not near and "." not in name:
+        # A task is often called by its function's name alone.
+        tails = {each.rpartition(".")[2]: each for each in names}
+        near = [tails[tail] for tail in difflib.get_close_matches(name, tails, n=1)]
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import click
 
-from amqptasks.cli.common import CliError, Globals, commas, did_you_mean, plural
+from amqptasks.cli.common import EXIT_FAILED, CliError, Globals, commas, did_you_mean, plural
+from amqptasks.cli.completion import complete_queues
+from amqptasks.cli.elements import Command
 
-__all__ = ["choose_queues", "purge", "purge_queues"]
+if TYPE_CHECKING:
+    from amqptasks.app.app import App
+
+__all__ = ["choose_queues", "purge", "purge_queues", "warn_of_slips"]
 
 
-@click.command()
+@click.command(
+    cls=Command, short_help="Delete all waiting messages of task queues.",
+    examples=("amqptasks -A proj purge", "amqptasks -A proj purge -f -Q mail,images"),
+)  # fmt: skip
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
-@click.option("-Q", "--queues", callback=commas, metavar="A,B", help="Only these queues, separated by commas.")
-@click.option("-X", "--exclude-queues", callback=commas, metavar="A,B", help="All but these.")
+@click.option(
+    "-Q", "--queues", callback=commas, metavar="A,B", shell_complete=complete_queues,
+    help="Only these queues, separated by commas.",
+)  # fmt: skip
+@click.option(
+    "-X", "--exclude-queues", callback=commas, metavar="A,B", shell_complete=complete_queues, help="All but these."
+)  # fmt: skip
 @click.pass_obj
 def purge(obj: Globals, /, force: bool, queues: tuple[str, ...] | None, exclude_queues: tuple[str, ...] | None) -> None:
     """Delete all waiting messages from the app's task queues.
@@ -26,22 +42,37 @@ def purge(obj: Globals, /, force: bool, queues: tuple[str, ...] | None, exclude_
             f"{', '.join(names)}.\nThere is no undo (-f skips this question). Delete them?",
             abort=True,
         )
-    purge_queues(obj, names)
+    missing = purge_queues(obj, names)
+    if missing and queues:
+        known = obj.app().queues
+        what = "; ".join(f"there is no queue {name!r}{did_you_mean(name, known)}" for name in missing)
+        raise CliError(what, EXIT_FAILED)
 
 
-def purge_queues(obj: Globals, names: tuple[str, ...]) -> None:
-    """Purge these queues and say how many messages that were."""
+def purge_queues(obj: Globals, names: tuple[str, ...]) -> list[str]:
+    """Purge these queues, say how many messages that were, and return those that are not there."""
     total = 0
+    missing = []
     with obj.admin("purge") as admin:
         for name in names:
             count = admin.purge(name)
             if count is None:
-                click.echo(f"there is no queue {name!r}{did_you_mean(name, obj.app().queues)}", err=True)
+                missing.append(name)
             total += count or 0
     if total:
         obj.say(f"Purged {plural(total, 'message')} from {len(names)} known task {_queues(len(names))}.")
     else:
         obj.say(f"No messages purged from {len(names)} {_queues(len(names))}.")
+    return missing
+
+
+def warn_of_slips(app: App, names: Iterable[str]) -> None:
+    """Say of each name that is nearly that of a queue of the app's that it is not."""
+    known = app.queues
+    for name in names:
+        hint = "" if name in known else did_you_mean(name, known)
+        if hint:
+            click.echo(f"Warning: this app declares no queue {name!r}{hint}; taken as it is", err=True)
 
 
 def choose_queues(

@@ -7,23 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amqptasks.cli.common import EXIT_FAILED, CliError, Globals, did_you_mean, plural, print_table
+from amqptasks.cli.common import EXIT_FAILED, CliError, Globals, did_you_mean, plain, plural, print_table
+from amqptasks.cli.completion import complete_queue
+from amqptasks.cli.elements import Group, json_option
+from amqptasks.entities import Queue
 from amqptasks.exceptions import OperationalError, TopologyConflict
 
 if TYPE_CHECKING:
     from amqptasks.broker.admin import Admin
-    from amqptasks.entities import Queue
 
 __all__ = ["queues"]
 
 
-@click.group()
+@click.group(cls=Group, short_help="List, show, declare and delete queues.")
 def queues() -> None:
-    """List, declare and delete queues."""
+    """List, show, declare and delete queues."""
 
 
-@queues.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@queues.command(
+    "list", short_help="Show the app's queues and what is in them.",
+    examples=("amqptasks -A proj queues list", "amqptasks -A proj queues list --json"),
+)  # fmt: skip
+@json_option()
 @click.pass_obj
 def list_queues(obj: Globals, /, as_json: bool) -> None:
     """Show the app's queues: type, waiting messages, consumers, dead letters.
@@ -72,8 +77,89 @@ def _cell(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-@queues.command("declare")
-@click.argument("names", nargs=-1)
+@queues.command("show", short_help="Show one queue in detail.", examples=("amqptasks -A proj queues show mail",))
+@click.argument("name", shell_complete=complete_queue)
+@json_option()
+@click.pass_context
+def show_queue(ctx: click.Context, /, name: str, as_json: bool) -> None:
+    """Show one queue: how the app declares it, and what the broker has.
+
+    Any queue may be named, the app's or not. The exit code is 1 if the broker has none of this name.
+    """
+    obj: Globals = ctx.obj
+    app = obj.app()
+    known = app.queues
+    with obj.admin("queues") as admin:
+        counts = admin.counts(name)
+        if counts is None and name not in known:
+            raise CliError(f"there is no queue {name!r}{did_you_mean(name, known)}", EXIT_FAILED)
+        facts = _describe(admin, known.get(name) or Queue(name), app.conf)
+        if name in known:
+            facts["declared"] = _declaration(known[name], app.conf, admin.version)
+        else:
+            facts |= {"type": None, "declared": None}
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, default=plain))
+    else:
+        _print_queue(facts, app.conf)
+    if not facts["exists"]:
+        ctx.exit(EXIT_FAILED)
+
+
+def _declaration(queue: Queue, conf: Any, version: tuple[int, ...]) -> dict[str, Any]:
+    """Return what this app declares for a queue."""
+    from amqptasks.broker.topology import BindQueue, DeclareQueue, plan
+
+    steps = plan(queue, default_type=conf.task_default_queue_type, version=version)
+    found: dict[str, Any] = {}
+    for step in steps:
+        if isinstance(step, DeclareQueue):
+            found |= {
+                "durable": step.durable, "exclusive": step.exclusive, "auto_delete": step.auto_delete,
+                "arguments": dict(step.arguments),
+            }  # fmt: skip
+    kinds = {each.exchange.name: each.exchange.type for each in queue.all_bindings()}
+    found["bindings"] = [
+        {
+            "exchange": step.exchange, "type": kinds.get(step.exchange), "routing_key": step.routing_key,
+            "arguments": dict(step.arguments),
+        }
+        for step in steps if isinstance(step, BindQueue)
+    ]  # fmt: skip
+    return found
+
+
+def _print_queue(facts: dict[str, Any], conf: Any) -> None:
+    lines = [("queue", facts["name"])]
+    if facts["exists"]:
+        lines += [("messages", f"{facts['messages']} waiting"), ("consumers", str(facts["consumers"]))]
+    else:
+        lines.append(("on broker", "not declared yet"))
+    if facts["dead"]:
+        lines.append(("dead", f"{facts['dead']} in {facts['name']}{conf.task_dead_letter_suffix}"))
+    declared = facts["declared"]
+    if declared is None:
+        lines.append(("declared", "not by this app"))
+    elif "durable" not in declared:
+        lines.append(("declared", "left alone (no_declare)"))
+    else:
+        traits = [facts["type"], "durable" if declared["durable"] else "lost in a restart of the broker"]
+        traits += [name.replace("_", "-") for name in ("exclusive", "auto_delete") if declared[name]]
+        lines.append(("declared", ", ".join(traits)))
+        lines += [("", f"{key}: {value}") for key, value in declared["arguments"].items() if key != "x-queue-type"]
+        for each in declared["bindings"]:
+            words = [each["exchange"], f"({each['type']})" if each["type"] else "", f"key {each['routing_key']!r}"]
+            words += [f"{key}={value!r}" for key, value in each["arguments"].items()]
+            lines.append(("bound to", " ".join(filter(None, words))))
+    for name, text in lines:
+        click.echo(f"{name:<10} {text}".rstrip())
+
+
+@queues.command(
+    "declare", short_help="Declare the app's queues on the broker.",
+    examples=("amqptasks -A proj queues declare", "amqptasks -A proj queues declare mail"),
+)  # fmt: skip
+@click.argument("names", nargs=-1, shell_complete=complete_queue)
 @click.pass_context
 def declare_queues(ctx: click.Context, /, names: tuple[str, ...]) -> None:
     """Declare the app's queues, or those named, with their exchanges and bindings.
@@ -107,8 +193,11 @@ def declare_queues(ctx: click.Context, /, names: tuple[str, ...]) -> None:
         ctx.exit(EXIT_FAILED)
 
 
-@queues.command("delete")
-@click.argument("names", nargs=-1, required=True)
+@queues.command(
+    "delete", short_help="Delete queues and the messages in them.",
+    examples=("amqptasks -A proj queues delete mail.dead", "amqptasks queues delete -f --if-empty old-queue"),
+)  # fmt: skip
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_queue)
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 @click.option("--if-empty", is_flag=True, help="Only if no messages wait in it.")
 @click.option("--if-unused", is_flag=True, help="Only if it has no consumers.")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from amqptasks import signals
 from amqptasks.cli.common import CliError, Globals, commas, did_you_mean
-from amqptasks.cli.purge import choose_queues, purge_queues
+from amqptasks.cli.completion import complete_queues
+from amqptasks.cli.daemon import Detached, Owner, Pidfile, octal, run_by
+from amqptasks.cli.elements import Command, Option
+from amqptasks.cli.purge import choose_queues, purge_queues, warn_of_slips
+from amqptasks.logs import expand_path
 
 if TYPE_CHECKING:
     from amqptasks.app.app import App
@@ -17,6 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["worker"]
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL")
+#: The kinds of pool, of `amqptasks.worker.worker.POOLS`; spelt out, for that module is slow to import.
+POOLS = ("prefork", "solo", "threads")
+
+_queues = functools.partial(click.option, cls=Option, section="Queues")
+_pool = functools.partial(click.option, cls=Option, section="Pool")
+_daemon = functools.partial(click.option, cls=Option, section="Daemon")
 
 
 def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str | int:
@@ -29,87 +42,150 @@ def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str 
     return text
 
 
-@click.command()
+@click.command(
+    cls=Command, short_help="Run a worker.",
+    examples=(
+        "amqptasks -A proj worker -l INFO",
+        "amqptasks -A proj worker -Q mail,images -c 8 -n images@%h",
+        "amqptasks -A proj worker -- task_track_started=yes",
+        "amqptasks -A proj worker -D --pidfile run/%n.pid -f log/%n%I.log",
+    ),
+)  # fmt: skip
 @click.option("-n", "--hostname", metavar="NAME", help="The node's name; %h host, %n its first part, %d its domain.")
-@click.option("-Q", "--queues", callback=commas, metavar="A,B", help="Consume from these queues, separated by commas.")
-@click.option("-X", "--exclude-queues", callback=commas, metavar="A,B", help="Consume from all but these.")
-@click.option("-c", "--concurrency", metavar="N|auto", help="How many tasks run at once.")
-@click.option("-P", "--pool", metavar="POOL", help="What runs tasks: prefork, threads or solo.")
-@click.option("--prefetch-multiplier", metavar="N", help="Messages fetched ahead for each running task; 0: no limit.")
 @click.option(
-    "-O", "--optimization", type=click.Choice(["default", "fair"]), default="default", show_default=True,
-    help="Accepted for Celery's sake: dispatch is always fair.",
+    "-l", "--loglevel", callback=_log_level, default="WARNING", show_default=True, metavar="LEVEL",
+    shell_complete=lambda *_: list(LOG_LEVELS), help="What to log.",
 )  # fmt: skip
 @click.option(
-    "-l", "--loglevel", callback=_log_level, default="WARNING", show_default=True, metavar="LEVEL", help="What to log."
-)
-@click.option("-f", "--logfile", metavar="FILE", help="Where to log; %n node, %h host, %d domain, %p process id.")
+    "-f", "--logfile", metavar="FILE",
+    help="Where to log. %n name, %h host, %d domain, %p name@host; %i number of the child process, %I the same with "
+    "a dash, or nothing for the worker itself.",
+)  # fmt: skip
 @click.option("-I", "--include", callback=commas, metavar="A,B", help="More modules to import, separated by commas.")
-@click.option("--purge", "--discard", "purge_first", is_flag=True, help="Delete all waiting messages first. No undo.")
+@_queues(
+    "-Q", "--queues", callback=commas, metavar="A,B", shell_complete=complete_queues,
+    help="Consume from these queues, separated by commas.",
+)  # fmt: skip
+@_queues(
+    "-X", "--exclude-queues", callback=commas, metavar="A,B", shell_complete=complete_queues,
+    help="Consume from all but these.",
+)  # fmt: skip
+@_queues("--purge", "--discard", "purge_first", is_flag=True, help="Delete all waiting messages first. No undo.")
+@_pool("-c", "--concurrency", metavar="N|auto", help="How many tasks run at once.")
+@_pool(
+    "-P", "--pool", metavar="POOL", shell_complete=lambda *_: list(POOLS),
+    help="What runs tasks: prefork, threads or solo.",
+)  # fmt: skip
+@_pool("--prefetch-multiplier", metavar="N", help="Messages fetched ahead for each running task; 0: no limit.")
+@_pool(
+    "-O", "--optimization", type=click.Choice(["default", "fair"]), default="default", metavar="default|fair",
+    help="Accepted for Celery's sake: dispatch is always fair.",
+)  # fmt: skip
+@_daemon("-D", "--detach", is_flag=True, help="Go to the background once it runs.")
+@_daemon("--pidfile", metavar="FILE", help="Hold the process's id there; refuse to run twice. % as for --logfile.")
+@_daemon("--uid", metavar="USER", help="Become this user first, by name or number.")
+@_daemon("--gid", metavar="GROUP", help="Become this group first; without it, the user's own.")
+@_daemon("--umask", callback=octal, metavar="OCTAL", help="Make files with this umask, such as 027.")
+@_daemon("--executable", metavar="PYTHON", help="Run in this Python instead.")
 @click.argument("settings", nargs=-1, metavar="[-- SETTING=VALUE…]")
 @click.pass_context
 def worker(
-    ctx: click.Context, /, hostname: str | None, queues: tuple[str, ...] | None, exclude_queues: tuple[str, ...] | None,
-    loglevel: str | int, logfile: str | None, include: tuple[str, ...] | None, purge_first: bool,
-    settings: tuple[str, ...], optimization: str, **overrides: str | None,
+    ctx: click.Context, /, include: tuple[str, ...] | None, settings: tuple[str, ...], optimization: str,
+    detach: bool, uid: str | None, gid: str | None, umask: int | None, executable: str | None, pidfile: str | None,
+    concurrency: str | None, pool: str | None, prefetch_multiplier: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Run a worker.
 
-    TERM or ^C stops it after the running tasks; a second one stops at once.
-
-    \b
-    amqptasks -A proj worker -l INFO
-    amqptasks -A proj worker -Q mail,images -c 8 -n images@%h
-    amqptasks -A proj worker -- task_track_started=yes
+    TERM or ^C stops it after the running tasks; a second one stops at once. The exit code is 0 after the first, 1
+    after the second.
     """
     obj: Globals = ctx.obj
+    if executable:
+        run_by(executable, obj.argv, obj.start_directory)
+    owner = Owner(uid, gid)
+    background = Detached() if detach else None
+    # Before the app is imported: its code shall have no more rights than the worker, and its threads no fork behind
+    # their back.
+    if umask is not None:
+        os.umask(umask)
+    owner.take_over()
     app = obj.app(required=True)
-    _override(app, overrides, include, settings)
-    names: tuple[str, ...] | None = queues
-    if exclude_queues:
-        names = choose_queues(obj, queues, exclude_queues)
-    if purge_first:
-        purge_queues(obj, names or tuple(app.queues))
+    values = {
+        "worker_concurrency": concurrency, "worker_pool": pool, "worker_prefetch_multiplier": prefetch_multiplier
+    }  # fmt: skip
+    _override(ctx, app, values, include, settings)
+    ctx.exit(_run(obj, app, background, pidfile, **options))
+
+
+def _run(
+    obj: Globals, app: App, background: Detached | None, pidfile: str | None, *, hostname: str | None,
+    queues: tuple[str, ...] | None, exclude_queues: tuple[str, ...] | None, loglevel: str | int, logfile: str | None,
+    purge_first: bool,
+) -> int:  # fmt: skip
     from amqptasks.worker.worker import Worker, node_name
 
-    running = Worker(
-        app,
-        hostname=hostname,
-        queues=list(names) if names else None,
-        concurrency=app.conf.worker_concurrency,
-        pool=app.conf.worker_pool,
-        loglevel=loglevel,
-        logfile=_log_file(logfile, node_name(hostname)) if logfile else None,
-        quiet=obj.quiet,
-    )
-    ctx.exit(running.run())
+    node = node_name(hostname)
+    log = _checked_log(logfile, node) if logfile else None
+    with Pidfile(expand_path(pidfile, node)) if pidfile else contextlib.nullcontext():
+        names = choose_queues(obj, queues, exclude_queues) if exclude_queues else queues
+        warn_of_slips(app, names or ())
+        if purge_first:
+            purge_queues(obj, names or tuple(app.queues))
+        running = Worker(
+            app,
+            hostname=node,
+            queues=list(names) if names else None,
+            concurrency=app.conf.worker_concurrency,
+            pool=app.conf.worker_pool,
+            loglevel=loglevel,
+            logfile=logfile,
+            quiet=obj.quiet,
+        )
+        if background is not None:
+            if log is None:
+                click.echo("Warning: --detach without --logfile: what this worker says is lost", err=True)
+            # Sent when all that can be wrong from the start has been found, and before children are forked.
+            signals.worker_init.connect(lambda *_args, **_kwargs: _let_go(obj, background, node, log), weak=False)
+        return running.run()
+
+
+def _let_go(obj: Globals, background: Detached, node: str, log: str | None) -> None:
+    # Not echo(): by now, what is printed may go to the log.
+    if not obj.quiet and sys.__stdout__:
+        print(f"{node} runs in the background, process {os.getpid()}, log {log or 'nowhere'}", file=sys.__stdout__)
+    background.let_go(log)
 
 
 def _override(
-    app: App, options: dict[str, str | None], include: tuple[str, ...] | None, settings: tuple[str, ...]
+    ctx: click.Context, app: App, values: dict[str, str | None], include: tuple[str, ...] | None,
+    settings: tuple[str, ...],
 ) -> None:  # fmt: skip
-    values: dict[str, Any] = {}
+    """Put the options that are settings above all other sources of settings."""
+    given: dict[str, Any] = {}
     for each in settings:
         name, equals, value = each.partition("=")
         if not equals or not name.isidentifier():
             raise CliError(f"expected SETTING=VALUE after --, got: {each!r}")
-        values[name] = value
-    values.update({f"worker_{option}": value for option, value in options.items() if value is not None})
-    # Celery takes 0 as "as many as there are processors", our setting's None.
-    if values.get("worker_concurrency") == "0":
-        values["worker_concurrency"] = None
+        given[name] = value
     if include:
-        values["include"] = (*(app.conf.include or ()), *include)
-    if values:
-        app.conf.override(values)
+        given["include"] = (*(app.conf.include or ()), *include)
+    if given:
+        app.conf.override(given)
+    for name, option in values.items():
+        if option is None:
+            continue
+        source = "the command line"
+        if ctx.get_parameter_source(name.removeprefix("worker_")) is click.core.ParameterSource.ENVIRONMENT:
+            source = f"the environment variable AMQPTASKS_{name.upper()}"
+        # Celery takes 0 as "as many as there are processors", our setting's None.
+        is_all = name == "worker_concurrency" and option == "0"
+        app.conf.override({name: None if is_all else option}, source)
 
 
-def _log_file(text: str, node: str) -> str:
-    name, _, host = node.partition("@")
-    values = {"n": name, "h": host, "d": host.partition(".")[2], "p": str(os.getpid()), "%": "%"}
-    path = re.sub(r"%(.)", lambda match: values.get(match[1], match[0]), text)
+def _checked_log(logfile: str, node: str) -> str:
+    path = expand_path(logfile, node)
     try:
         with open(path, "a", encoding="utf-8"):
-            return path
+            return os.path.abspath(path)
     except OSError as error:
         raise CliError(f"cannot write the log file {path!r}: {error.strerror}") from error

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from amqptasks import signals
+from amqptasks import logs, signals
 from amqptasks.worker.pools.pool import Pool
 from amqptasks.worker.pools.slot import Mark, Slot, serve
 
@@ -62,6 +62,7 @@ class PreforkPool(Pool):
         if pid == 0:
             code = 1
             try:
+                logs.enter_child(index + 1)
                 self._child_main(parent, ours, theirs, mark, gate, name)
                 code = 0
             except BaseException:
