@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 import sys
@@ -159,7 +158,7 @@ class TaskHome:
                 from amqptasks.app.models import Models
 
                 models = Models(self, function, name, bind, pydantic_strict, pydantic_context, pydantic_dump_kwargs)
-                run = functools.wraps(function)(models.call)
+                run = models.wrapped()
                 attributes["_dump_arguments"] = staticmethod(models.dump_arguments)
             task = (base or self._task_class()).from_function(self, run, name, bind=bind, attributes=attributes)
             self._add(task)

@@ -6,6 +6,7 @@ function; a model that is returned travels back as plain data. pydantic is impor
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
@@ -56,6 +57,15 @@ class Models:
         self._models: dict[str, Any] | None = None
 
     # -- in the worker
+
+    def wrapped(self) -> Callable[..., Any]:
+        """Return the function, with `call` around it."""
+
+        @functools.wraps(self._function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.call(*args, **kwargs)
+
+        return call
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function with models made of its arguments, and return plain data if it returns its model.
