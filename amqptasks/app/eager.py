@@ -106,6 +106,9 @@ class _EagerRun:
         self._task = task
         self._request = request
         self._throw = throw
+        # How it ended, known before the handlers are told, who may raise.
+        self._state: Any = None
+        self._value: Any = None
         self._traceback: str | None = None
 
     def run(self) -> EagerResult:
@@ -113,21 +116,21 @@ class _EagerRun:
         args, kwargs = request.args, request.kwargs
         token = context.push(task, request, is_entering=task.has_own_call)
         unbind = bind_task(request.task, request.id)
-        state, value = None, None
         try:
             if signals.task_prerun:
                 signals.task_prerun.send(task, task_id=request.id, task=task, args=args, kwargs=kwargs)
-            state, value = self._run_and_tell()
+            self._run_and_tell()
         finally:
             if signals.task_postrun:
                 signals.task_postrun.send(
-                    task, task_id=request.id, task=task, args=args, kwargs=kwargs, retval=value, state=state
-                )
+                    task, task_id=request.id, task=task, args=args, kwargs=kwargs, retval=self._value,
+                    state=self._state,
+                )  # fmt: skip
             unbind()
             context.pop(token)
-        return EagerResult(request.id or "", value, state, traceback=self._traceback, name=task.name)
+        return EagerResult(request.id or "", self._value, self._state, traceback=self._traceback, name=task.name)
 
-    def _run_and_tell(self) -> tuple[str, Any]:
+    def _run_and_tell(self) -> None:
         task, request = self._task, self._request
         started = time.perf_counter()
         try:
@@ -136,23 +139,27 @@ class _EagerRun:
             value = (task if task.has_own_call else task.run)(*request.args, **request.kwargs)
         except Ignore as ignored:
             logger.info("Task %s[%s] ignored", request.task, request.id)
-            return IGNORED, ignored
+            self._state, self._value = IGNORED, ignored
+            return
         except Reject as rejected:
             logger.info("Task %s[%s] rejected: %s", request.task, request.id, short_repr(rejected.reason))
-            return REJECTED, rejected
+            self._state, self._value = REJECTED, rejected
+            return
         except Exception as error:
-            return self._failed(error)
+            self._failed(error)
+            return
         runtime_s = time.perf_counter() - started
         try:
             self._call_back(value)
             self._store(SUCCESS, value)
         except (EncodeError, OperationalError) as error:
-            return self._failed(error)
+            self._failed(error)
+            return
+        self._state, self._value = SUCCESS, value
         told_success(task, request, value, runtime_s, raises=True)
         told_return(task, request, SUCCESS, value, None, raises=True)
-        return SUCCESS, value
 
-    def _failed(self, error: Exception) -> tuple[str, Any]:
+    def _failed(self, error: Exception) -> None:
         if self._throw:
             raise error
         task, request = self._task, self._request
@@ -161,9 +168,9 @@ class _EagerRun:
         self._store(FAILURE, to_plain(error, self._app.conf.result_serializer), self._traceback)
         for errback in request.errbacks or ():
             call_errback(self._app, errback, request, error, self._traceback, self._inherited())
+        self._state, self._value = FAILURE, error
         told_failure(task, request, error, einfo, raises=True)
         told_return(task, request, FAILURE, error, einfo, raises=True)
-        return FAILURE, error
 
     def _call_back(self, value: Any) -> None:
         for callback in self._request.callbacks or ():
