@@ -1,0 +1,188 @@
+"""Signals: who is told, in which order, and that nobody who listens can break what he listens to."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import pytest
+
+from amqptasks import signals
+from amqptasks.app.app import App
+from amqptasks.signals import Signal
+
+
+@pytest.fixture
+def signal() -> Signal:
+    return Signal("test", frozenset({"value"}))
+
+
+class Listener:
+    """Has a method to connect."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def hear(self, sender: Any = None, **named: Any) -> str:
+        self.heard.append((sender, named.get("value")))
+        return "heard"
+
+
+def test_receivers_are_told_in_order_and_their_answers_returned(signal: Signal) -> None:
+    # Given two receivers / When something is sent / Then both get sender, signal and the values, in order
+    first, second = Listener(), Listener()
+    signal.connect(first.hear)
+    signal.connect(second.hear)
+    answers = signal.send("me", value=1)
+    assert [answer for _receiver, answer in answers] == ["heard", "heard"]
+    assert [receiver for receiver, _answer in answers] == [first.hear, second.hear]
+    assert first.heard == second.heard == [("me", 1)]
+
+
+def test_a_receiver_that_raises_is_logged_and_the_others_are_told(
+    signal: Signal, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a receiver that fails in front of one that does not
+    def fail(**_named: Any) -> None:
+        raise ValueError("from a receiver")
+
+    listener = Listener()
+    signal.connect(fail)
+    signal.connect(listener.hear)
+    # When something is sent / Then the sender does not notice, but the log does
+    (failed, answer) = signal.send(None)
+    assert isinstance(failed[1], ValueError) and answer[1] == "heard"
+    assert "from a receiver" in caplog.text
+
+
+def test_a_signal_tells_whether_anyone_listens(signal: Signal) -> None:
+    assert not signal and signal.send("me") == []
+    listener = Listener()
+    signal.connect(listener.hear, sender="me")
+    assert signal and signal.has_listeners("me") and not signal.has_listeners("you")
+
+
+def test_receivers_are_held_weakly_unless_asked(signal: Signal) -> None:
+    # Given a method, a function and a closure that is to be kept / When nobody else holds them
+    listener, kept = Listener(), Listener()
+    signal.connect(listener.hear)
+    signal.connect(lambda **named: kept.hear(**named), weak=False)
+    del listener
+    gc.collect()
+    # Then only what is to be kept is told, and nothing fails
+    assert [answer for _receiver, answer in signal.send(None, value=1)] == ["heard"]
+    assert kept.heard == [(None, 1)]
+
+
+def test_a_receiver_may_want_one_sender_only(signal: Signal) -> None:
+    # Given receivers of one task, by the task and by its name / When that task, its name, or another sends
+    app = App("proj", set_as_current=False)
+
+    @app.task(name="proj.add")
+    def add() -> None: ...
+
+    @app.task(name="proj.mul")
+    def mul() -> None: ...
+
+    by_task, by_name, of_all = Listener(), Listener(), Listener()
+    signal.connect(by_task.hear, sender=add)
+    signal.connect(by_name.hear, sender="proj.add")
+    signal.connect(of_all.hear)
+    for sender in (add, "proj.add", mul, "proj.mul", None, object()):
+        signal.send(sender)
+    # Then task and name are the same sender, as with Celery
+    assert len(by_task.heard) == len(by_name.heard) == 2
+    assert len(of_all.heard) == 6
+
+
+def test_connecting_twice_calls_once(signal: Signal) -> None:
+    listener, other = Listener(), Listener()
+    for _ in range(2):
+        signal.connect(listener.hear)
+        signal.connect(listener.hear, sender="me")
+    signal.connect(listener.hear, dispatch_uid="one")
+    signal.connect(other.hear, dispatch_uid="one")
+    assert len(signal.send("me")) == 3
+    assert other.heard == []
+
+
+def test_disconnecting_takes_the_same_words(signal: Signal) -> None:
+    listener = Listener()
+    signal.connect(listener.hear, sender="me")
+    assert not signal.disconnect(listener.hear)
+    assert signal.disconnect(listener.hear, sender="me")
+    assert not signal.disconnect(listener.hear, sender="me")
+    signal.connect(listener.hear, dispatch_uid=("a", 1))
+    assert signal.disconnect(dispatch_uid=("a", 1))
+    assert not signal
+
+
+def test_it_decorates_with_and_without_arguments(signal: Signal) -> None:
+    heard: list[str] = []
+
+    @signal.connect
+    def plain(**_named: Any) -> None:
+        heard.append("plain")
+
+    @signal.connect(sender="me", weak=False)  # type: ignore[untyped-decorator]
+    def of_me(**_named: Any) -> None:
+        heard.append("of me")
+
+    signal.send("you")
+    signal.send("me")
+    assert heard == ["plain", "plain", "of me"]
+    assert plain.__name__ == "plain" and of_me.__name__ == "of_me"
+
+
+def test_a_receiver_may_disconnect_itself_and_connect_others(signal: Signal) -> None:
+    # Given a receiver that changes who listens while it is told / When something is sent, twice
+    late = Listener()
+
+    def once(**_named: Any) -> None:
+        signal.disconnect(once)
+        signal.connect(late.hear)
+
+    signal.connect(once)
+    # Then the change holds from the next time on
+    assert len(signal.send(None)) == 1
+    assert len(signal.send(None)) == 1
+    assert late.heard == [(None, None)]
+
+
+def test_threads_may_connect_while_others_send(signal: Signal) -> None:
+    # Given threads that connect and disconnect all the time / When one sends all the while / Then nothing is lost
+    steady = Listener()
+    signal.connect(steady.hear)
+    ending = threading.Event()
+
+    def come_and_go() -> None:
+        while not ending.is_set():
+            listener = Listener()
+            signal.connect(listener.hear)
+            signal.disconnect(listener.hear)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(500):
+        signal.send(None)
+    ending.set()
+    for thread in threads:
+        thread.join()
+    assert len(steady.heard) == 500
+    assert len(signal.send(None)) == 1
+
+
+def test_the_signals_are_celerys() -> None:
+    names = {name for name, value in vars(signals).items() if isinstance(value, Signal)}
+    assert {
+        "before_task_publish", "after_task_publish", "task_prerun", "task_postrun", "task_success", "task_failure",
+        "task_retry", "task_received", "task_revoked", "task_unknown", "task_rejected", "celeryd_init",
+        "celeryd_after_setup", "import_modules", "worker_init", "worker_ready", "worker_process_init",
+        "worker_process_shutdown", "worker_shutting_down", "worker_shutdown", "setup_logging", "after_setup_logger",
+        "after_setup_task_logger",
+    } <= names  # fmt: skip
+    for name in names:
+        assert getattr(signals, name).name == name
+        assert name in repr(getattr(signals, name))
