@@ -40,9 +40,9 @@ class Backoff:
     max_s: float = 10.0
 
     def delay_s(self, failures: int, rand: Callable[[], float] = random.random) -> float:
-        """Return the wait after this many failures in a row, half to one and a half of the nominal time."""
+        """Return the wait after this many failures in a row, half to one and a half of the nominal time, within bounds."""
         nominal = min(self.max_s, self.base_s * 2.0 ** min(failures, 30))
-        return nominal * (0.5 + rand())
+        return min(self.max_s, nominal * (0.5 + rand()))
 
 
 class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]

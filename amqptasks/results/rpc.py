@@ -269,6 +269,12 @@ class RpcBackend(ResultBackend):
         """Give up the place of an answer."""
         self._slots.pop(task_id, None)
 
+    def _expect_child(self, child: object) -> None:
+        head = child[0] if isinstance(child, (list, tuple)) and child else None
+        task_id = head[0] if isinstance(head, (list, tuple)) and head else None
+        if isinstance(task_id, str):
+            self.expect(task_id)
+
     def forget(self, task_id: str) -> None:
         """Drop what came in for a task, and what the broker keeps of it; what comes later is thrown away."""
         self._slots.pop(task_id, None)
@@ -389,6 +395,9 @@ class RpcBackend(ResultBackend):
         if not supersedes(record, slot.record):
             return
         slot.record = record
+        # Callbacks and the like: their answers come to this queue too, and may be asked for before they are here.
+        for child in record.children or ():
+            self._expect_child(child)
         is_final = record.is_final
         for waiter in tuple(slot.waiters or ()):
             if is_final or waiter.every:
