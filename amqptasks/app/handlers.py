@@ -105,7 +105,7 @@ def told_success(task: Any, request: Any, value: Any, runtime_s: float, *, raise
     """Tell of a success: `on_success`, the signal, the log."""
     hooks = task.hooks
     if hooks is not None and hooks.on_success is not None:
-        _call(hooks.on_success, request, raises, value, request.id, request.args, request.kwargs)
+        _call("on_success", hooks.on_success, request, raises, value, request.id, request.args, request.kwargs)
     if signals.task_success:
         signals.task_success.send(task, result=value, runtime=runtime_s)
     if logger.isEnabledFor(logging.INFO):
@@ -121,7 +121,10 @@ def told_failure(task: Any, request: Any, error: BaseException, einfo: Exception
         if task is not None:
             hooks = task.hooks
             if hooks is not None and hooks.on_failure is not None:
-                _call(hooks.on_failure, request, raises, error, request.id, request.args, request.kwargs, einfo)
+                _call(
+                    "on_failure", hooks.on_failure, request, raises, error, request.id, request.args, request.kwargs,
+                    einfo,
+                )  # fmt: skip
             if signals.task_failure:
                 signals.task_failure.send(
                     task, task_id=request.id, exception=error, args=request.args, kwargs=request.kwargs,
@@ -142,7 +145,10 @@ def told_return(
     """Tell that a task has ended: `after_return`. (Celery passes None for ``einfo``, whatever happened.)"""
     hooks = task.hooks
     if hooks is not None and hooks.after_return is not None:
-        _call(hooks.after_return, request, raises, state, value, request.id, request.args, request.kwargs, einfo)
+        _call(
+            "after_return", hooks.after_return, request, raises, state, value, request.id, request.args, request.kwargs,
+            einfo,
+        )  # fmt: skip
 
 
 def is_expected(task: Any, error: BaseException) -> bool:
@@ -151,12 +157,12 @@ def is_expected(task: Any, error: BaseException) -> bool:
     return bool(throws) and isinstance(error, throws if isinstance(throws, type) else tuple(throws))
 
 
-def _call(handler: Handler, request: Any, raises: bool, *args: Any) -> None:
+def _call(name: str, handler: Handler, request: Any, raises: bool, *args: Any) -> None:
     try:
         handler(*args)
     except BaseException as error:
         if raises:
             raise
         # SystemExit too: a handler is not to end the worker, nor to undo what the task did.
-        task, name = shown_name(request.task, request.shadow), getattr(handler, "__name__", handler)
+        task = shown_name(request.task, request.shadow)
         logger.exception("Task %s[%s] %s handler raised: %r", task, request.id, name, error)
