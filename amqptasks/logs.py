@@ -233,23 +233,30 @@ def setup_worker_logging(
     given = {"loglevel": level, "logfile": path, "format": conf.worker_log_format or LOG_FORMAT, "colorize": colored}
     if signals.setup_logging.send(None, **given):
         return
+    datefmt = conf.worker_log_datefmt
     root = logging.getLogger()
     if conf.worker_hijack_root_logger:
         root.handlers.clear()
     task_logger = logging.getLogger(TASK_LOGGER)
     if not root.handlers:
-        root.addHandler(_handler(logfile, nodename, stream, logging.Formatter(given["format"]), colored))
+        root.addHandler(_handler(logfile, nodename, stream, logging.Formatter(given["format"], datefmt), colored))
     root.setLevel(level)
     task_logger.handlers.clear()
     task_logger.addHandler(
-        _handler(logfile, nodename, stream, TaskFormatter(conf.worker_task_log_format or TASK_LOG_FORMAT), colored)
+        _handler(
+            logfile,
+            nodename,
+            stream,
+            TaskFormatter(conf.worker_task_log_format or TASK_LOG_FORMAT, conf.worker_task_log_datefmt),
+            colored,
+        )
     )
     task_logger.setLevel(level)
     task_logger.propagate = False
     # The lines about tasks (received, succeeded) name the task themselves.
     trace = logging.getLogger(TASK_LOGGER + ".trace")
     trace.handlers.clear()
-    trace.addHandler(_handler(logfile, nodename, stream, logging.Formatter(given["format"]), colored))
+    trace.addHandler(_handler(logfile, nodename, stream, logging.Formatter(given["format"], datefmt), colored))
     trace.propagate = False
     # pika tells every failed attempt in several lines and a traceback; links tell it in one.
     logging.getLogger("pika").setLevel(max(level, logging.CRITICAL))

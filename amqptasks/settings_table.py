@@ -52,7 +52,7 @@ _GENERAL: Final = (
         ours="json alone in Celery",
     ),
     _S("result_accept_content", names.or_none(), None, "The same for results; None: as `accept_content`."),
-    _S("enable_utc", boolean, True, "Dates in messages are UTC; False: in `timezone`."),
+    _S("enable_utc", boolean, True, "Moments always travel in UTC, with their offset.", "never"),
     _S("timezone", timezone, None, "The zone of schedules and naive dates; None: UTC."),
     _S("imports", names, (), "Modules a worker imports when it starts."),
     _S("include", names, (), "More modules to import, after `imports`."),
@@ -73,8 +73,8 @@ _BROKER: Final = (
     _S("broker_user", text().or_none(), None, "User, if `broker_url` is not set."),
     _S("broker_password", text().or_none(), None, "Password, if `broker_url` is not set.", secret=True),
     _S("broker_vhost", text().or_none(), None, "Virtual host, if `broker_url` is not set."),
-    _S("broker_use_ssl", tls.or_none(), False, "TLS: True, or keyfile, certfile, ca_certs, cert_reqs.", "later"),
-    _S("broker_login_method", text().or_none(), None, "SASL mechanism: PLAIN, or EXTERNAL for certificates.", "later"),
+    _S("broker_use_ssl", tls.or_none(), False, "TLS: True, or keyfile, certfile, ca_certs, cert_reqs."),
+    _S("broker_login_method", text().or_none(), None, "SASL mechanism: PLAIN, or EXTERNAL for certificates."),
     _S(
         "broker_heartbeat",
         heartbeat,
@@ -157,7 +157,7 @@ _BROKER: Final = (
 
 _TASKS: Final = (
     _S("task_serializer", text(), "json", "How arguments are written: json, msgpack, or one you registered."),
-    _S("task_compression", text().or_none(), None, "How bodies are compressed: gzip, bzip2, zstd.", "later"),
+    _S("task_compression", text().or_none(), None, "How bodies are compressed: gzip, bzip2, zstd."),
     _S("task_protocol", one_of(2, hints={}), 2, "Version of Celery's message protocol."),
     _S("task_default_queue", _NAME, "celery", "The queue of tasks that are not routed."),
     _S(

@@ -57,6 +57,8 @@ class Routing:
         self._default_queue: str = conf.task_default_queue
         self._default_exchange: str = conf.task_default_exchange or conf.task_default_queue
         self._default_key: str = conf.task_default_routing_key or conf.task_default_queue
+        self._missing_type: str | None = conf.task_create_missing_queue_type
+        self._missing_exchange_type: str | None = conf.task_create_missing_queue_exchange_type
         self._create_missing: bool = conf.task_create_missing_queues
         self._routers = tuple(prepare(conf.task_routes))
         #: Whether a route depends on the task's name alone.
@@ -77,7 +79,13 @@ class Routing:
             near = difflib.get_close_matches(name, list(self.queues), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise QueueNotFound(f"queue {name!r} is not in task_queues, and task_create_missing_queues is off{hint}")
-        return Queue(name)
+        return self._missing(name)
+
+    def _missing(self, name: str) -> Queue:
+        arguments = {"x-queue-type": self._missing_type} if self._missing_type else None
+        if self._missing_exchange_type:
+            return Queue(name, Exchange(name, self._missing_exchange_type), name, queue_arguments=arguments)
+        return Queue(name, queue_arguments=arguments)
 
     def route(self, task_name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any = None) -> Route:
         """Decide where one call goes. ``options`` are the caller's own."""

@@ -151,13 +151,36 @@ class Worker:
     def _link(
         self, purpose: str, on_up: Callable[[Connection], None], on_down: Callable[[str], None], backoff: Backoff
     ) -> Link:
+        failures = 0
+
         def failed(label: str, error: str, wait_s: float) -> None:
+            nonlocal failures
+            failures += 1
+            if self._gives_up(failures):
+                logger.critical("%s: cannot connect to %s: %s. Giving up, as the settings say.", purpose, label, error)
+                self._exit_code = EXIT_FAILURE
+                self._stop_cold("no connection to the broker")
+                return
             logger.error("%s: cannot connect to %s: %s. Trying again in %.2f seconds...", purpose, label, error, wait_s)
 
+        def up(connection: Connection) -> None:
+            nonlocal failures
+            failures = 0
+            on_up(connection)
+
         return Link(
-            self.loop, self.app.endpoints(f"{purpose} {self.hostname}"), on_up=on_up, on_down=on_down,
+            self.loop, self.app.endpoints(f"{purpose} {self.hostname}"), on_up=up, on_down=on_down,
             on_attempt_failed=failed, backoff=backoff,
         )  # fmt: skip
+
+    def _gives_up(self, failures: int) -> bool:
+        """Whether the settings say to end the worker after so many failed attempts in a row."""
+        conf = self.app.conf
+        again: bool | None = conf.broker_connection_retry
+        if not self._ready and conf.broker_connection_retry_on_startup is not None:
+            again = conf.broker_connection_retry_on_startup
+        limit: int | None = conf.broker_connection_max_retries
+        return not again or (bool(limit) and failures > (limit or 0))
 
     def _make_pool(self, events: PoolEvents) -> Pool:
         if self.pool_name == "prefork":
@@ -182,7 +205,8 @@ class Worker:
             self.loop, queue.name, prefetch=self.prefetch,
             need=None if queue.no_declare else self.app.sender.need(queue),
             on_delivery=self._deliveries.on_delivery, on_consuming=self._on_consuming, on_lost=self._on_lost_channel,
-            on_refused=self._on_refused, arguments=queue.consumer_arguments, tag_prefix=self.hostname, ack_delay_s=ACK_DELAY_S,
+            on_refused=self._on_refused, arguments=queue.consumer_arguments, tag_prefix=self.hostname,
+            ack_delay_s=ACK_DELAY_S,
         )  # fmt: skip
 
     def _banner(self) -> str:
