@@ -273,7 +273,7 @@ class DatabaseBackend(ResultBackend):
 
     def _write(self, what: str, operation: Callable[[Database], T], *, brief: bool) -> T:
         try:
-            return self._persist(what, operation, self._retries.brief() if brief else self._retries)
+            return self._persist(what, operation, self._retries.brief() if brief else self._retries, logging.WARNING)
         except (EncodeError, BackendStoreError, ImproperlyConfigured):
             raise
         except Exception as error:
@@ -281,16 +281,18 @@ class DatabaseBackend(ResultBackend):
 
     def _read(self, what: str, operation: Callable[[Database], T]) -> T:
         try:
-            return self._persist(what, operation, self._retries.brief())
+            # Who reads learns of it, and looks many times: the log need not fill with that.
+            return self._persist(what, operation, self._retries.brief(), logging.DEBUG)
         except (BackendGetMetaError, ImproperlyConfigured):
             raise
         except Exception as error:
             kind = _Unavailable if _may_pass(error, 0) else BackendGetMetaError
             raise kind(f"cannot {what} in {self.as_uri()}: {_reason(error)}") from error
 
-    def _persist(self, what: str, operation: Callable[[Database], T], retries: StoreRetries) -> T:
+    def _persist(self, what: str, operation: Callable[[Database], T], retries: StoreRetries, level: int) -> T:
         def on_retry(error: Exception, wait_s: float) -> None:
-            logger.warning("Cannot %s in %s: %s; trying again in %.2f s", what, self.as_uri(), _reason(error), wait_s)
+            uri, why = self.as_uri(), _reason(error)
+            logger.log(level, "Cannot %s in %s: %s; trying again in %.2f s", what, uri, why, wait_s)
             if self._opened is not None:
                 self._opened.look_again()
 
