@@ -136,7 +136,7 @@ class QueueConsumer:
             channel.basic_cancel(tag, callback=lambda _frame: None)
 
     def set_prefetch(self, prefetch: int) -> None:
-        """Change how much the broker may have outstanding. AMQP knows that only for a new consumer, so this makes one."""
+        """Change how much the broker may have outstanding. For AMQP that takes a new consumer."""
         if prefetch == self._prefetch:
             return
         self._prefetch = prefetch

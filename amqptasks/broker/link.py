@@ -40,7 +40,7 @@ class Backoff:
     max_s: float = 10.0
 
     def delay_s(self, failures: int, rand: Callable[[], float] = random.random) -> float:
-        """Return the wait after this many failures in a row, half to one and a half of the nominal time, within bounds."""
+        """Return the wait after this many failures in a row: the nominal time, half less to half more."""
         nominal = min(self.max_s, self.base_s * 2.0 ** min(failures, 30))
         return min(self.max_s, nominal * (0.5 + rand()))
 

@@ -61,7 +61,7 @@ def _bounded(value: Any, length: int) -> str:
 
 
 def shown_name(task: str | None, shadow: str | None) -> str | None:
-    """Return what a call is named in logs: the task's name, or the one it was given instead, which may hold anything."""
+    """Return what a call is named in logs: the task's name, or one given instead, which may hold anything."""
     return printable(shadow, 255) if shadow else task
 
 

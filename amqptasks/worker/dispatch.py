@@ -29,7 +29,7 @@ _WEIGHT = 0.1
 #: After so many short runs in a row the pace is called short; a run of `LONG_S` seconds ends it.
 SHORT_RUNS = 100
 LONG_S = 0.05
-#: How long the pace is not called short again after it was found not to be; doubles each time, up to the second. Seconds.
+#: How long the pace is not called short again after it was found not to be: at first, and at most. Seconds.
 PACE_HOLD_S = 5.0
 PACE_HOLD_MAX_S = 300.0
 

@@ -1,4 +1,4 @@
-"""How much a worker prefetches: what it is told, and more only while tasks are very short and nobody told it anything."""
+"""How much a worker prefetches: what it is told; untold, more while tasks are very short."""
 
 from __future__ import annotations
 
