@@ -316,7 +316,7 @@ def test_options_that_cannot_be_are_refused(
 
 def test_a_delayed_task_never_runs_before_its_time(shop: Workshop) -> None:
     # Given tasks with a countdown, an aware, a naive and a written moment, sent after one that is due much later
-    shop.tasks.tick.apply_async(("late",), countdown=3600, expires=7200)
+    shop.tasks.tick.apply_async(("late",), countdown=30)
     now = datetime.datetime.now(datetime.timezone.utc)
     at = now + datetime.timedelta(seconds=0.6)
     asked: list[tuple[float, dict[str, Any]]] = [
@@ -331,6 +331,19 @@ def test_a_delayed_task_never_runs_before_its_time(shop: Workshop) -> None:
     for due, result in results:
         assert get(result) >= due
     assert "tick late" not in shop.ledger()
+
+
+def test_a_message_that_comes_before_its_time_is_put_off(shop: Workshop) -> None:
+    # Given a message that another program has put straight into the queue, as Celery does / Then it waits all the same
+    at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=0.8)
+    name, task_id = f"{shop.project.name}.moment", str(uuid.uuid4())
+    shop.tasks.add.delay(1).get(timeout=20)
+    shop.app.backend.expect(task_id)
+    shop.publish(
+        b"[[],{},{}]", {"task": name, "id": task_id, "eta": at.isoformat()}, content_type="application/json",
+        content_encoding="utf-8", correlation_id=task_id, reply_to=shop.app.backend.reply_to(),
+    )  # fmt: skip
+    assert get(shop.app.AsyncResult(task_id)) >= at.timestamp()
 
 
 def test_a_moment_that_has_passed_means_now(shop: Workshop) -> None:
