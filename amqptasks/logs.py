@@ -92,7 +92,9 @@ class LoggingStream:
 
     def write(self, text: Any) -> int:
         """Log each complete line."""
-        text = str(text)
+        if not isinstance(text, str):
+            # As every text stream: click writes bytes to see whether it may, and would go on with them.
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if self._busy:
             # The handler itself printed: logging that again would never end.
             return len(text)

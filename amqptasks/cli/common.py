@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqptasks.exceptions import (
+    AlreadyRegistered,
     AmqptasksError,
     BrokerUnavailable,
     ImproperlyConfigured,
@@ -202,7 +203,7 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
 
 def exit_code(error: AmqptasksError) -> int:
     """Return the exit code that an error of the package ends a command with."""
-    if isinstance(error, ImproperlyConfigured):
+    if isinstance(error, ImproperlyConfigured | AlreadyRegistered):
         return EXIT_USAGE
     if isinstance(error, BrokerUnavailable | MaybeSent):
         return EXIT_UNAVAILABLE

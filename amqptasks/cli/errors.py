@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import sysconfig
 import traceback
 import warnings
@@ -31,9 +32,9 @@ _OURS = frozenset({"amqptasks", "click", "msgpack", "pika", "sqlalchemy", "tenac
 def show(error: BaseException, argv: Sequence[str]) -> int:
     """Tell an error on standard error, and return the exit code it ends the command with."""
     if "--traceback" in argv or os.environ.get("AMQPTASKS_TRACEBACK"):
-        traceback.print_exception(error)
+        traceback.print_exception(error, file=sys.__stderr__)
     elif not isinstance(error, click.ClickException | AmqptasksError) and place_of(error) is None:
-        traceback.print_exception(error)
+        traceback.print_exception(error, file=sys.__stderr__)
         _say("Error", f"this is a bug of amqptasks, please report it: {_named(error)}", argv)
         return EXIT_FAILED
     if type(error).__name__ == "NoArgsIsHelpError" and isinstance(error, click.UsageError):
@@ -108,7 +109,10 @@ def is_plain(argv: Sequence[str]) -> bool:
 
 def _say(head: str, text: str, argv: Sequence[str], color: str = "red") -> None:
     plain = is_plain(argv)
-    click.echo(f"{head if plain else click.style(head, fg=color)}: {text}", err=True, color=False if plain else None)
+    # Not sys.stderr: that may be a worker's log by now, and this is for who typed the command.
+    click.echo(
+        f"{head if plain else click.style(head, fg=color)}: {text}", sys.__stderr__, color=False if plain else None
+    )
 
 
 def _named(error: BaseException) -> str:

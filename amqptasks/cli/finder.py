@@ -119,11 +119,11 @@ def _import_if_there(name: str) -> ModuleType | None:
         raise _broken(name, error) from error
     except AmqptasksError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken(name, error) from error
 
 
-def _broken(name: str, error: Exception) -> ImproperlyConfigured:
+def _broken(name: str, error: BaseException) -> ImproperlyConfigured:
     place = ""
     if isinstance(error, SyntaxError) and error.filename:
         return ImproperlyConfigured(f"module {name!r} cannot be imported: {type(error).__name__}: {error}")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +11,8 @@ import pytest
 
 from amqptasks.broker.admin import Admin
 from amqptasks.broker.parameters import endpoints
-from tests.support import ROOT, Project, WorkerProcess, eventually
+from tests.command import Shell
+from tests.support import Project, WorkerProcess, eventually
 
 SOURCE = """
 from amqptasks.app.app import App
@@ -28,31 +25,6 @@ def add(x, y):
     print("sum", x + y, flush=True)
     return x + y
 """
-
-
-class Shell:
-    """Runs the command in a directory, like a user there."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def write(self, name: str, source: str) -> None:
-        path = self.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(source), encoding="utf-8")
-
-    def __call__(
-        self, *arguments: str, code: int = 0, answer: str = "", env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("AMQPTASKS_")}
-        environment |= {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"} | (env or {})
-        done = subprocess.run(
-            [sys.executable, "-m", "amqptasks", *arguments],
-            cwd=self.directory, env=environment, input=answer, capture_output=True, text=True, timeout=50,
-        )  # fmt: skip
-        assert done.returncode == code, f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        return done
 
 
 @pytest.fixture
@@ -79,7 +51,7 @@ def shop(project: Callable[..., Project], admin: Admin) -> Project:
 
 def test_help_and_version_need_no_app(shell: Shell) -> None:
     assert "worker" in shell("--help").stdout
-    for command in ("worker", "call", "purge", "queues"):
+    for command in ("worker", "call", "purge", "queues", "result", "report", "shell", "completion"):
         assert "Usage" in shell(command, "--help").stdout
     assert shell("--version").stdout.startswith("amqptasks ")
 

@@ -1,0 +1,253 @@
+"""Logging as a worker sets it up: its formats, the task's name and id, what is printed, and whose handlers stay."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amqptasks import signals
+from amqptasks.logs import (
+    TASK_LOGGER,
+    ColorFormatter,
+    LoggingStream,
+    TaskFormatter,
+    bind_task,
+    get_task_logger,
+    parse_level,
+    redirect_stdouts,
+    setup_worker_logging,
+)
+from amqptasks.settings import Conf
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Undo what a test does to the process's logging."""
+    names = ("", "pika", "amqptasks.redirected", TASK_LOGGER, TASK_LOGGER + ".trace")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(each.handlers[:], each.level, each.propagate) for each in loggers]
+    streams = sys.stdout, sys.stderr
+    yield
+    sys.stdout, sys.stderr = streams
+    for each, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        for handler in set(each.handlers) - set(handlers):
+            handler.close()
+        each.handlers[:], each.propagate = handlers, propagate
+        each.setLevel(level)
+
+
+def conf(**settings: Any) -> Conf:
+    made = Conf()
+    made.update({"worker_redirect_stdouts": False, **settings})
+    return made
+
+
+def setup(level: int = logging.INFO, logfile: str | None = None, **settings: Any) -> io.StringIO:
+    stream = io.StringIO()
+    setup_worker_logging(conf(**settings), level, logfile, stream=stream)
+    return stream
+
+
+# ---- Levels and names
+
+
+@pytest.mark.parametrize(
+    ("given", "level"),
+    [(None, 30), ("info", 20), ("INFO", 20), ("Warning", 30), ("10", 10), (15, 15), ("critical", 50), ("fatal", 50)],
+)
+def test_a_level_may_be_a_name_or_a_number(given: Any, level: int) -> None:
+    assert parse_level(given) == level
+
+
+@pytest.mark.parametrize("wrong", ["loud", "", "inf"])
+def test_an_unknown_level_is_named_with_what_there_is(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"expected a log level \(debug, info, .*\), got: '" + wrong):
+        parse_level(wrong)
+
+
+@pytest.mark.parametrize("name", ["amqptasks", "amqptasks.task", "celery", "celery.task"])
+def test_names_that_are_taken_are_refused(name: str) -> None:
+    with pytest.raises(RuntimeError, match="is reserved; use __name__"):
+        get_task_logger(name)
+
+
+# ---- A worker's lines
+
+
+def test_a_workers_lines_look_like_celerys() -> None:
+    stream = setup()
+    logging.getLogger("proj").info("hello %s", "you")
+    logging.getLogger("proj").debug("not this")
+    line = stream.getvalue()
+    assert re.fullmatch(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}: INFO/MainProcess\] hello you\n", line)
+
+
+def test_a_tasks_own_lines_carry_its_name_and_id() -> None:
+    # Given a logger for tasks / When it is used inside and outside of one
+    stream = setup()
+    logger = get_task_logger("proj.tasks")
+    undo = bind_task("proj.add", "id-1")
+    logger.info("adding")
+    undo()
+    logger.info("idle")
+    # Then the lines say where they come from, once each
+    inside, outside = stream.getvalue().splitlines()
+    assert inside.endswith("INFO/MainProcess] proj.add[id-1]: adding")
+    assert outside.endswith("INFO/MainProcess] ???[???]: idle")
+
+
+def test_the_lines_about_tasks_name_them_only_once() -> None:
+    stream = setup()
+    undo = bind_task("proj.add", "id-1")
+    logging.getLogger(TASK_LOGGER + ".trace").info("Task proj.add[id-1] succeeded")
+    undo()
+    assert stream.getvalue().endswith("INFO/MainProcess] Task proj.add[id-1] succeeded\n")
+    assert stream.getvalue().count("id-1") == 1
+
+
+def test_the_formats_are_settings() -> None:
+    stream = setup(worker_log_format="W %(message)s", worker_task_log_format="T %(task_name)s %(message)s")
+    logging.getLogger("proj").warning("one")
+    get_task_logger("proj.tasks").warning("two")
+    assert stream.getvalue().splitlines() == ["W one", "T ??? two"]
+
+
+def test_setting_up_twice_writes_each_line_once() -> None:
+    setup()
+    stream = setup()
+    logging.getLogger("proj").info("once")
+    get_task_logger("proj.tasks").info("once")
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_a_log_file_gets_everything(tmp_path: Path) -> None:
+    path = tmp_path / "worker.log"
+    stream = setup(logfile=str(path))
+    logging.getLogger("proj").info("größer")
+    get_task_logger("proj.tasks").info("two")
+    assert stream.getvalue() == ""
+    assert [line.rpartition(" ")[2] for line in path.read_text(encoding="utf-8").splitlines()] == ["größer", "two"]
+
+
+def test_colours_are_for_terminals() -> None:
+    assert "\x1b[" not in _one_error(setup(worker_log_format="%(message)s"))
+    assert _one_error(setup(worker_log_format="%(message)s", worker_log_color=True)) == "\x1b[1;31mno\x1b[0m\n"
+    formatter = ColorFormatter(logging.Formatter("%(message)s"))
+    assert formatter.format(logging.makeLogRecord({"msg": "plain", "levelname": "INFO"})) == "plain"
+
+
+def _one_error(stream: io.StringIO) -> str:
+    logging.getLogger("proj").error("no")
+    return stream.getvalue()
+
+
+def test_a_programs_own_handlers_stay_where_the_worker_may_not_take_over() -> None:
+    # Given a program that has set up its logging / When a worker starts without taking over
+    mine = logging.StreamHandler(io.StringIO())
+    logging.getLogger().addHandler(mine)
+    setup(worker_hijack_root_logger=False)
+    assert mine in logging.getLogger().handlers
+    # When it takes over, as is the default / Then they are gone
+    setup()
+    assert mine not in logging.getLogger().handlers
+
+
+def test_a_receiver_of_setup_logging_does_it_all_itself() -> None:
+    # Given a receiver / When a worker sets its logging up / Then it is told how, and nothing else happens
+    told: list[dict[str, Any]] = []
+
+    def receive(**named: Any) -> None:
+        told.append(named)
+
+    handlers = logging.getLogger().handlers[:]
+    signals.setup_logging.connect(receive)
+    try:
+        setup(logging.DEBUG)
+    finally:
+        signals.setup_logging.disconnect(receive)
+    assert logging.getLogger().handlers == handlers
+    assert told[0]["loglevel"] == logging.DEBUG and told[0]["logfile"] is None and told[0]["colorize"] is False
+
+
+def test_receivers_may_add_to_what_was_set_up() -> None:
+    told: dict[str, logging.Logger] = {}
+
+    def root(logger: logging.Logger, **_named: Any) -> None:
+        told["root"] = logger
+
+    def task(logger: logging.Logger, **_named: Any) -> None:
+        told["task"] = logger
+
+    signals.after_setup_logger.connect(root)
+    signals.after_setup_task_logger.connect(task)
+    try:
+        setup()
+    finally:
+        signals.after_setup_logger.disconnect(root)
+        signals.after_setup_task_logger.disconnect(task)
+    assert told == {"root": logging.getLogger(), "task": logging.getLogger(TASK_LOGGER)}
+
+
+# ---- What is printed
+
+
+def test_what_is_printed_becomes_log_lines() -> None:
+    stream = setup(worker_log_format="%(levelname)s %(message)s", worker_redirect_stdouts=True)
+    print("one line")
+    print("two", end=" ")
+    print("parts\nand a third", file=sys.stdout)
+    print("to stderr", file=sys.stderr)
+    print("   ")
+    assert stream.getvalue().splitlines() == [
+        "WARNING one line", "WARNING two parts", "WARNING and a third", "WARNING to stderr",
+    ]  # fmt: skip
+
+
+def test_what_is_printed_gets_the_level_of_the_settings() -> None:
+    stream = setup(worker_log_format="%(levelname)s %(message)s")
+    redirect_stdouts("info")
+    print("hello")
+    assert stream.getvalue() == "INFO hello\n"
+
+
+def test_a_stream_into_the_log_is_a_text_stream(caplog: pytest.LogCaptureFixture) -> None:
+    stream = LoggingStream(logging.getLogger("proj"), logging.WARNING)
+    assert stream.write("a\nb") == 3
+    stream.writelines(["c", "\n", "d"])
+    assert not stream.isatty()
+    assert caplog.messages == ["a", "bc"]
+    # What has no line end yet comes with the flush, once
+    stream.flush()
+    stream.close()
+    assert caplog.messages == ["a", "bc", "d"]
+
+
+def test_a_handler_that_prints_does_not_run_in_circles() -> None:
+    # Given a handler that prints what it gets / When something is printed / Then it is logged once, not for ever
+    logger = logging.getLogger("proj.circle")
+    stream = LoggingStream(logger, logging.WARNING)
+    seen: list[str] = []
+
+    class Printing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
+            stream.write("printed again\n")
+
+    handler = Printing()
+    logger.addHandler(handler)
+    stream.write("once\n")
+    logger.removeHandler(handler)
+    assert seen == ["once"]
+
+
+def test_a_record_keeps_the_fields_it_brings_itself() -> None:
+    formatter = TaskFormatter("%(task_name)s %(task_id)s %(message)s")
+    record = logging.makeLogRecord({"msg": "x", "task_name": "own", "task_id": "7"})
+    assert formatter.format(record) == "own 7 x"
