@@ -5,12 +5,15 @@ The loop keeps the connections alive while they run. A thread cannot be killed f
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
 
 from amqptasks.worker.pools.pool import Pool
 from amqptasks.worker.pools.slot import Mark, Slot, serve
+
+logger = logging.getLogger(__name__)
 
 
 class ThreadPool(Pool):
@@ -38,7 +41,11 @@ class ThreadPool(Pool):
 
     def _serve(self, sock: socket.socket, mark: Mark, gate: threading.Lock) -> None:
         with sock:
-            serve(sock, mark, gate, self._run)
+            try:
+                serve(sock, mark, gate, self._run)
+            except Exception:
+                # Closing the socket is what tells the pool; the log is to tell why.
+                logger.exception("%s failed", threading.current_thread().name)
 
     def stop(self) -> None:
         """Close the slots: each thread ends after its task."""

@@ -1,0 +1,508 @@
+"""What every pool promises, asked of each of them, on a real loop with real runners.
+
+A new pool needs one line in `SUBJECTS`: a name, and what makes it of a loop, a size, its events and its runner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amqptasks.broker.loop import Loop
+from amqptasks.wire.message import EncodedMessage
+from amqptasks.wire.pipe import encode_frame
+from amqptasks.worker.outcome import MESSAGE, SUCCEEDED, FollowUp, Outcome
+from amqptasks.worker.pools.pool import Pool, PoolEvents
+from amqptasks.worker.pools.prefork import PreforkPool
+from amqptasks.worker.pools.slot import Slot
+from amqptasks.worker.pools.threads import ThreadPool
+from amqptasks.worker.request import Request
+from tests.loops import turn, turn_until
+from tests.requests import Deliverer
+from tests.running import Gate
+
+# Workers fork before they have threads; this process has some, of other tests.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+SUBJECTS: dict[str, type[Pool]] = {"prefork": PreforkPool, "threads": ThreadPool}
+KILLABLE = [name for name, kind in SUBJECTS.items() if kind.can_kill]
+
+Run = Callable[[list[Any], Callable[[bytes], None]], Outcome]
+
+
+class Ground:
+    """A pool at work: what was assigned, what it reported, and in which order."""
+
+    def __init__(self, kind: type[Pool], directory: Path, size: int) -> None:
+        self.directory = directory
+        self.loop = Loop()
+        self.outcomes: list[tuple[str, Outcome]] = []
+        self.messages: list[tuple[str, str]] = []
+        self.lost: list[tuple[str, bool, str]] = []
+        self.freed = 0
+        #: Reports of every kind in their order.
+        self.reports: list[tuple[str, str]] = []
+        self._deliverer = Deliverer(self.loop)
+        self._gates: list[Gate] = []
+        self._before = signal.signal(signal.SIGCHLD, self._on_child)
+        events = PoolEvents(self._on_outcome, self._on_message, self._on_lost, self._on_free)
+        self.pool = kind(self.loop, size, events, self.run)
+        self.pool.start()
+
+    # -- where tasks run
+
+    def run(self, frame: list[Any], emit: Callable[[bytes], None]) -> Outcome:
+        """Do what a task's body says, and note that it was done."""
+        number, _name, task_id, _headers, body = frame[:5]
+        descriptor = os.open(self.directory / "ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(descriptor, f"{task_id}\n".encode())
+        os.close(descriptor)
+        verb, _, argument = bytes(body[:50]).decode().partition(":")
+        follow_ups: tuple[FollowUp, ...] = ()
+        if verb == "gate":
+            with open(self.directory / f"gate-{argument}") as gate:
+                gate.read()
+        elif verb == "die":
+            os._exit(3)
+        elif verb == "fail":
+            raise RuntimeError("the runner itself has failed")
+        elif verb == "say":
+            for text in ("one", "two"):
+                message = FollowUp(EncodedMessage("", text, b"", b"")).to_plain()
+                emit(encode_frame([MESSAGE, number, message]))
+        elif verb == "large":
+            follow_ups = (FollowUp(EncodedMessage("", "large", b"", body)),)
+        return Outcome(SUCCEEDED, 0.0, follow_ups, reason=task_id)
+
+    # -- what the pool reports
+
+    def _on_outcome(self, _slot: Slot, request: Request, outcome: Outcome) -> None:
+        assert outcome.reason == request.id, "the outcome of another task"
+        self.outcomes.append((request.id, outcome))
+        self.reports.append(("outcome", request.id))
+
+    def _on_message(self, _slot: Slot, request: Request, message: FollowUp) -> None:
+        self.messages.append((request.id, message.message.routing_key))
+        self.reports.append(("message", request.id))
+
+    def _on_lost(self, request: Request, begun: bool, how: str) -> None:
+        self.lost.append((request.id, begun, how))
+
+    def _on_free(self) -> None:
+        self.freed += 1
+
+    def _on_child(self, _number: int, _frame: Any) -> None:
+        reap = getattr(self.pool, "reap", None)
+        if reap is not None:
+            self.loop.call_threadsafe(reap)
+
+    # -- for tests
+
+    def request(self, task_id: str, body: bytes | str = b"") -> Request:
+        return self._deliverer.request(task_id, body if isinstance(body, bytes) else body.encode())
+
+    def gate(self, name: str) -> Gate:
+        self._gates.append(Gate(self.directory, name))
+        return self._gates[-1]
+
+    def turn_until(self, condition: Callable[[], object]) -> None:
+        turn_until(self.loop, condition)
+
+    @property
+    def done(self) -> list[str]:
+        """Ids of the tasks that have ended, in order."""
+        return [task_id for task_id, _outcome in self.outcomes]
+
+    def has_done_more_than(self, count: int) -> bool:
+        return len(self.done) > count
+
+    def has_replaced(self, slot: Slot) -> bool:
+        return slot not in self.pool.slots and all(each.is_open for each in self.pool.slots)
+
+    @property
+    def runs(self) -> list[str]:
+        """Ids of the tasks that have begun, as they noted it themselves."""
+        path = self.directory / "ledger"
+        return path.read_text().split() if path.exists() else []
+
+    def close(self) -> None:
+        for gate in self._gates:
+            gate.open()
+        self.pool.stop()
+        try:
+            self.turn_until(lambda: self.pool.is_stopped)
+        finally:
+            self.pool.kill()
+            signal.signal(signal.SIGCHLD, self._before)
+            self.loop.close()
+            # Forking pools freeze what is alive: right for a worker, too much for a process that goes on testing.
+            gc.unfreeze()
+
+
+@pytest.fixture(params=sorted(SUBJECTS))
+def kind(request: pytest.FixtureRequest) -> type[Pool]:
+    """Each pool in turn."""
+    return SUBJECTS[request.param]
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Iterator[Callable[..., Ground]]:
+    """Start pools; they are stopped at the end."""
+    made: list[Ground] = []
+
+    def make(kind: type[Pool], size: int = 1) -> Ground:
+        made.append(Ground(kind, tmp_path, size))
+        return made[-1]
+
+    yield make
+    for ground in made:
+        ground.close()
+
+
+@pytest.fixture
+def ground(new: Callable[..., Ground], kind: type[Pool]) -> Ground:
+    """A pool of one slot."""
+    return new(kind)
+
+
+# ---- Outcomes
+
+
+def test_each_task_has_one_outcome_and_they_come_in_order(ground: Ground) -> None:
+    # Given a slot / When it gets many tasks at once and one by one
+    (slot,) = ground.pool.slots
+    ids = [str(number) for number in range(200)]
+    for task_id in ids[:150]:
+        slot.assign(ground.request(task_id))
+    for task_id in ids[150:]:
+        slot.assign(ground.request(task_id))
+        turn(ground.loop)
+    ground.turn_until(lambda: len(ground.done) >= 200)
+    # Then each ran once and was reported once, in the order of assignment
+    assert ground.done == ground.runs == ids
+    assert not slot.assigned and not ground.lost
+
+
+def test_slots_work_side_by_side(new: Callable[..., Ground], kind: type[Pool]) -> None:
+    # Given three slots, two of which are held by a task / When the third gets tasks / Then those are done meanwhile
+    ground = new(kind, 3)
+    gates = [ground.gate(f"g{number}") for number in range(2)]
+    for slot, gate in zip(ground.pool.slots, gates, strict=False):
+        slot.assign(ground.request(gate.name, f"gate:{gate.name}"))
+    for gate in gates:
+        ground.turn_until(partial(_is_reached, gate))
+    for number in range(5):
+        ground.pool.slots[2].assign(ground.request(str(number)))
+    ground.turn_until(lambda: len(ground.done) == 5)
+    assert [slot.begun()[0] for slot in ground.pool.slots] == [1, 1, 5]
+    for gate in gates:
+        gate.open()
+    ground.turn_until(lambda: len(ground.done) == 7)
+    assert len({slot.name for slot in ground.pool.slots}) == 3
+
+
+def _is_reached(gate: Gate) -> bool:
+    try:
+        gate.reached(0)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_what_a_task_sends_while_it_runs_comes_before_its_outcome(ground: Ground) -> None:
+    (slot,) = ground.pool.slots
+    slot.assign(ground.request("a", "say"))
+    slot.assign(ground.request("b", "say"))
+    ground.turn_until(lambda: len(ground.done) == 2)
+    assert ground.messages == [("a", "one"), ("a", "two"), ("b", "one"), ("b", "two")]
+    assert ground.reports == [
+        ("message", "a"), ("message", "a"), ("outcome", "a"), ("message", "b"), ("message", "b"), ("outcome", "b"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [0, 1000, 300_000, 5_000_000])
+def test_bodies_and_results_of_any_size_go_through(ground: Ground, size: int) -> None:
+    # Given tasks whose bodies are larger than any buffer between / When they send them back / Then nothing is missing
+    (slot,) = ground.pool.slots
+    body = b"large:" + b"x" * size
+    for task_id in ("a", "b"):
+        slot.assign(ground.request(task_id, body))
+    ground.turn_until(lambda: len(ground.done) == 2)
+    for _task_id, outcome in ground.outcomes:
+        (follow_up,) = outcome.follow_ups
+        assert isinstance(follow_up, FollowUp) and follow_up.message.body == body
+
+
+def test_what_has_begun_is_known_without_asking(ground: Ground) -> None:
+    # Given a task at a gate, and one behind it / When the slot is looked at / Then exactly the first has begun
+    (slot,) = ground.pool.slots
+    gate = ground.gate("g")
+    assert slot.begun()[0] == 0
+    first, second = ground.request("first", "gate:g"), ground.request("second")
+    slot.assign(first)
+    slot.assign(second)
+    ground.turn_until(lambda: _is_reached(gate))
+    number, started = slot.begun()
+    assert number == first.number and started > 0
+    gate.open()
+    ground.turn_until(lambda: len(ground.done) == 2)
+    assert slot.begun()[0] == second.number
+
+
+# ---- Sending ahead and taking back
+
+
+def test_what_has_not_begun_can_be_taken_back(ground: Ground) -> None:
+    # Given a slot that is held by its first task, with others behind
+    (slot,) = ground.pool.slots
+    gate = ground.gate("g")
+    requests = [ground.request("held", "gate:g")] + [ground.request(str(number)) for number in range(5)]
+    for each in requests:
+        slot.assign(each)
+    ground.turn_until(lambda: _is_reached(gate))
+    # When those are taken back / Then they never run there, and the slot goes on with later ones
+    assert slot.take_back() == requests[1:]
+    assert slot.take_back() == []
+    assert list(slot.assigned) == requests[:1]
+    slot.assign(ground.request("later"))
+    gate.open()
+    ground.turn_until(lambda: len(ground.done) == 2)
+    assert ground.done == ground.runs == ["held", "later"]
+    # And they can be assigned anew
+    for each in requests[1:]:
+        slot.assign(each)
+    ground.turn_until(lambda: len(ground.done) == 7)
+    assert ground.runs == ["held", "later", "0", "1", "2", "3", "4"]
+
+
+def test_no_task_is_both_taken_back_and_run(new: Callable[..., Ground], kind: type[Pool]) -> None:
+    # Given tasks that are sent ahead all the time / When they are taken back at any moment
+    ground = new(kind, 2)
+    chance = random.Random()
+    assigned: list[str] = []
+    taken: list[str] = []
+    for round_ in range(150):
+        slot = chance.choice(ground.pool.slots)
+        for number in range(chance.randrange(1, 12)):
+            assigned.append(f"{round_}.{number}")
+            slot.assign(ground.request(assigned[-1]))
+        for _ in range(chance.randrange(3)):
+            ground.loop.call_later(0, lambda: None)
+            ground.loop.poll()
+            ground.loop.process_timeouts()
+        taken += [each.id for each in chance.choice(ground.pool.slots).take_back()]
+    ground.turn_until(lambda: len(ground.done) + len(taken) >= len(assigned))
+    # Then each was run and reported, or taken back; none both, none neither
+    assert sorted(ground.done) == sorted(ground.runs)
+    assert sorted(ground.done + taken) == sorted(assigned)
+    assert taken, "nothing was ever taken back: this shows nothing"
+
+
+# ---- Runners that die
+
+
+def test_a_runner_that_fails_is_replaced_and_its_task_reported(ground: Ground) -> None:
+    # Given a task that breaks what runs it, with others behind / When it runs
+    (slot,) = ground.pool.slots
+    slot.assign(ground.request("good"))
+    ground.turn_until(lambda: ground.done)
+    for task_id, body in (("bad", "fail"), ("behind", ""), ("last", "")):
+        slot.assign(ground.request(task_id, body))
+    ground.turn_until(lambda: len(ground.lost) == 3 and ground.pool.slots[0].is_open)
+    # Then it is lost and had begun, the others had not, and there is a new slot that works
+    assert [(task_id, begun) for task_id, begun, _how in ground.lost] == [
+        ("bad", True), ("behind", False), ("last", False),
+    ]  # fmt: skip
+    assert ground.done == ["good"] and ground.freed == 1
+    (fresh,) = ground.pool.slots
+    assert fresh is not slot and not slot.is_open
+    fresh.assign(ground.request("next"))
+    ground.turn_until(lambda: len(ground.done) == 2)
+    assert ground.runs == ["good", "bad", "next"]
+
+
+@pytest.mark.parametrize("name", KILLABLE)
+@pytest.mark.parametrize("death", ["kill -9", "exit"])
+def test_a_killed_child_reports_what_had_begun_and_what_had_not(
+    new: Callable[..., Ground], name: str, death: str
+) -> None:
+    # Given a child in the middle of a task, with one done before and others behind
+    ground = new(SUBJECTS[name])
+    (slot,) = ground.pool.slots
+    gate = ground.gate("g")
+    slot.assign(ground.request("done"))
+    slot.assign(ground.request("running", "gate:g" if death == "kill -9" else "die"))
+    for number in range(3):
+        slot.assign(ground.request(str(number)))
+    # When it is killed, or exits by itself
+    if death == "kill -9":
+        ground.turn_until(lambda: _is_reached(gate))
+        os.kill(slot.pid, signal.SIGKILL)
+    ground.turn_until(lambda: len(ground.lost) == 4)
+    # Then the running one had begun, the others had not, and what was done is reported as done
+    how = "signal 9 (SIGKILL)" if death == "kill -9" else "exit code 3"
+    assert ground.lost == [("running", True, how)] + [(str(number), False, how) for number in range(3)]
+    assert ground.done == ["done"]
+    # And another child is there at once, for it had lived to see a task
+    (fresh,) = ground.pool.slots
+    assert fresh.pid != slot.pid and fresh.name == slot.name and fresh.is_open
+    fresh.assign(ground.request("next"))
+    ground.turn_until(lambda: len(ground.done) == 2)
+    assert ground.runs == ["done", "running", "next"]
+
+
+@pytest.mark.parametrize("name", KILLABLE)
+def test_children_killed_at_any_moment_lose_no_task_and_report_none_twice(
+    new: Callable[..., Ground], name: str
+) -> None:
+    # Given children that get many short tasks / When they are killed again and again
+    ground = new(SUBJECTS[name], 2)
+    assigned: list[str] = []
+    for round_ in range(12):
+        for slot in ground.pool.slots:
+            for number in range(30):
+                assigned.append(f"{round_}.{slot.name}.{number}")
+                slot.assign(ground.request(assigned[-1]))
+        victim = ground.pool.slots[round_ % 2]
+        ground.turn_until(partial(ground.has_done_more_than, len(ground.done)))
+        os.kill(victim.pid, signal.SIGKILL)
+        ground.turn_until(partial(ground.has_replaced, victim))
+    ground.turn_until(lambda: len(ground.done) + len(ground.lost) == len(assigned))
+    # Then each task is done, or lost, and a lost one that had not begun has left no trace
+    lost = [task_id for task_id, _begun, _how in ground.lost]
+    assert sorted(ground.done + lost) == sorted(assigned)
+    unbegun = {task_id for task_id, begun, _how in ground.lost if not begun}
+    assert not unbegun & set(ground.runs)
+    # At most one a death had begun and was not reported; what had ended before is done.
+    assert sum(begun for _task_id, begun, _how in ground.lost) <= 12
+    assert len(ground.runs) == len(set(ground.runs))
+
+
+@pytest.mark.parametrize("name", KILLABLE)
+def test_a_child_that_dies_before_its_first_task_is_replaced_after_a_pause(
+    new: Callable[..., Ground], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a child that has seen no task / When it dies right after its start
+    ground = new(SUBJECTS[name], 2)
+    victim, other = ground.pool.slots
+    os.kill(victim.pid, signal.SIGKILL)
+    # Then it is said, and its place stays empty for now: what kills it might kill the next one as well
+    said = "ended right after its start (signal 9 (SIGKILL)); trying again in 1 s"
+    ground.turn_until(lambda: said in caplog.text)
+    assert not victim.is_open
+    assert ground.pool.slots == [victim, other] and ground.freed == 0
+    # And a new one comes after the pause
+    ground.turn_until(lambda: ground.pool.slots[0] is not victim)
+    assert ground.freed == 1
+    ground.pool.slots[0].assign(ground.request("a"))
+    ground.turn_until(lambda: ground.done == ["a"])
+
+
+@pytest.mark.parametrize("name", KILLABLE)
+def test_a_child_keeps_none_of_the_other_slots_sockets(new: Callable[..., Ground], name: str) -> None:
+    # Given several children, the last of them forked beside the sockets of the others, one of them again later
+    ground = new(SUBJECTS[name], 3)
+    first, second, third = ground.pool.slots
+    for slot in (first, second, third):
+        slot.assign(ground.request(f"of {slot.name}"))
+    ground.turn_until(lambda: len(ground.done) == 3)
+    os.kill(third.pid, signal.SIGKILL)
+    ground.turn_until(lambda: ground.pool.slots[2].pid != third.pid)
+    # When the parent's end of one is closed / Then that child ends: nobody else holds it open
+    pid = second.pid
+    second.close()
+    ground.turn_until(lambda: pid not in _children_of(os.getpid()))
+
+
+def _children_of(pid: int) -> set[int]:
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError):
+            found.update(int(each) for each in task.read_text().split())
+    return found
+
+
+# ---- Stopping
+
+
+def test_stopping_lets_idle_runners_end_and_may_be_asked_for_twice(
+    new: Callable[..., Ground], kind: type[Pool]
+) -> None:
+    ground = new(kind, 3)
+    ground.pool.slots[0].assign(ground.request("a"))
+    ground.turn_until(lambda: ground.done)
+    threads, pids = threading.active_count(), {slot.pid for slot in ground.pool.slots} - {os.getpid()}
+    assert not ground.pool.is_stopped
+    # When the pool is stopped, twice / Then everything that ran tasks is gone, and nothing is replaced
+    ground.pool.stop()
+    ground.pool.stop()
+    ground.turn_until(lambda: ground.pool.is_stopped)
+    assert not pids & _children_of(os.getpid())
+    assert kind is not ThreadPool or threading.active_count() <= threads - 3
+    assert ground.lost == [] and ground.freed == 0
+    ground.pool.stop()
+    assert ground.pool.is_stopped
+
+
+def test_a_stopping_pool_waits_for_a_running_task(ground: Ground) -> None:
+    # Given a task at a gate / When the pool is stopped / Then it is not stopped before that task has ended
+    gate = ground.gate("g")
+    ground.pool.slots[0].assign(ground.request("held", "gate:g"))
+    ground.turn_until(lambda: _is_reached(gate))
+    ground.pool.stop()
+    for _ in range(3):
+        turn(ground.loop)
+    assert not ground.pool.is_stopped
+    gate.open()
+    ground.turn_until(lambda: ground.pool.is_stopped)
+
+
+@pytest.mark.parametrize("name", KILLABLE)
+def test_killing_ends_running_tasks_and_replaces_nobody(new: Callable[..., Ground], name: str) -> None:
+    # Given children, one in the middle of a task / When the pool is killed, twice
+    ground = new(SUBJECTS[name], 2)
+    gate = ground.gate("g")
+    ground.pool.slots[0].assign(ground.request("held", "gate:g"))
+    ground.turn_until(lambda: _is_reached(gate))
+    ground.pool.kill()
+    ground.pool.kill()
+    # Then all of them are gone and the running task is reported
+    ground.turn_until(lambda: ground.pool.is_stopped)
+    ground.turn_until(lambda: ground.lost)
+    assert ground.lost == [("held", True, "signal 9 (SIGKILL)")]
+    assert ground.pool.slots == [] and ground.freed == 0
+
+
+@pytest.mark.parametrize("name", KILLABLE)
+def test_children_end_with_their_parent(tmp_path: Path, name: str) -> None:
+    # Given a process that has a pool, and is killed without a chance to tell its children
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        try:
+            ground = Ground(SUBJECTS[name], tmp_path, 2)
+            gate = ground.gate("g")
+            ground.pool.slots[0].assign(ground.request("held", "gate:g"))
+            ground.turn_until(lambda: _is_reached(gate))
+            os.write(writing, b" ".join(str(slot.pid).encode() for slot in ground.pool.slots) + b"\n")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading) as lines:
+        pids = [int(each) for each in lines.readline().split()]
+        assert len(pids) == 2
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        # Then they end too, the busy one as well: the pipe they inherited is closed by the last of them
+        assert lines.read() == ""
