@@ -127,7 +127,8 @@ def policy_of(conf: Any) -> PublishPolicy:
     policy = conf.task_publish_retry_policy or {}
     return PublishPolicy(
         timeout_s=float(conf.broker_publish_timeout),
-        retry=bool(conf.task_publish_retry),
+        # Not one retry is what retry=False means: then nothing is waited for either.
+        retry=bool(conf.task_publish_retry) and policy.get("max_retries", 3) != 0,
         max_retries=policy.get("max_retries", 3),
         interval_start_s=policy.get("interval_start", 0) or 0,
         interval_step_s=policy.get("interval_step", 0.2) or 0,
@@ -140,7 +141,7 @@ def call_policy(policy: PublishPolicy, options: Mapping[str, Any]) -> PublishPol
     own = options.get("retry_policy") or {}
     return PublishPolicy(
         timeout_s=first(first(options.get("timeout"), options.get("confirm_timeout")), policy.timeout_s),
-        retry=first(options.get("retry"), policy.retry),
+        retry=first(options.get("retry"), policy.retry) and own.get("max_retries", policy.max_retries) != 0,
         max_retries=own.get("max_retries", policy.max_retries),
         interval_start_s=first(own.get("interval_start"), policy.interval_start_s),
         interval_step_s=first(own.get("interval_step"), policy.interval_step_s),

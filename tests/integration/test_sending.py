@@ -270,8 +270,9 @@ def test_a_dead_link_gives_maybe_sent_in_time(
     assert inbox.ids() == {first: 1, second: 1}
 
 
+@pytest.mark.parametrize("once", [{"retry": False}, {"retry_policy": {"max_retries": 0}}], ids=str)
 def test_without_retry_a_lost_connection_is_told_at_once(
-    proxy: Proxy, new_app: Callable[..., App], inbox: Inbox
+    proxy: Proxy, new_app: Callable[..., App], inbox: Inbox, once: dict[str, Any]
 ) -> None:
     # Given a send that is not to be retried, and an hour of time / When there is no broker, or the confirm is lost
     app = new_app(proxy.url)
@@ -279,9 +280,9 @@ def test_without_retry_a_lost_connection_is_told_at_once(
     proxy.refuse()
     # The first may have been on its way when the connection was lost.
     with pytest.raises((BrokerUnavailable, MaybeSent)):
-        send(app, retry=False, timeout=3600)
+        send(app, **once, timeout=3600)
     with pytest.raises(BrokerUnavailable):
-        send(app, retry=False, timeout=3600)
+        send(app, **once, timeout=3600)
     proxy.heal()
     second = send(app)
     proxy.one_way()
@@ -289,7 +290,7 @@ def test_without_retry_a_lost_connection_is_told_at_once(
 
     def send_once() -> None:
         try:
-            send(app, retry=False, timeout=3600, task_id="lost")
+            send(app, **once, timeout=3600, task_id="lost")
         except OperationalError as error:
             caught.append(error)
 
