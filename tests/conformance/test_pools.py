@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import random
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -72,6 +73,8 @@ class Ground:
         if verb == "gate":
             with open(self.directory / f"gate-{argument}") as gate:
                 gate.read()
+        elif verb == "stay":
+            threading.Event().wait()
         elif verb == "die":
             os._exit(3)
         elif verb == "fail":
@@ -491,9 +494,8 @@ def test_children_end_with_their_parent(tmp_path: Path, name: str) -> None:
     if parent == 0:
         try:
             ground = Ground(SUBJECTS[name], tmp_path, 2)
-            gate = ground.gate("g")
-            ground.pool.slots[0].assign(ground.request("held", "gate:g"))
-            ground.turn_until(lambda: _is_reached(gate))
+            ground.pool.slots[0].assign(ground.request("held", "stay"))
+            ground.turn_until(lambda: ground.pool.slots[0].begun()[0] == 1)
             os.write(writing, b" ".join(str(slot.pid).encode() for slot in ground.pool.slots) + b"\n")
             signal.pause()
         finally:
@@ -504,5 +506,11 @@ def test_children_end_with_their_parent(tmp_path: Path, name: str) -> None:
         assert len(pids) == 2
         os.kill(parent, signal.SIGKILL)
         os.waitpid(parent, 0)
-        # Then they end too, the busy one as well: the pipe they inherited is closed by the last of them
-        assert lines.read() == ""
+        # Then they end too, the busy one as well: the last of them closes the pipe that they inherited
+        try:
+            assert select.select([lines], [], [], 20)[0], "they live on"
+            assert lines.read() == ""
+        finally:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
