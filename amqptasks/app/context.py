@@ -63,6 +63,7 @@ class Context:
     logfile: str | None = None
     loglevel: int | None = None
     _children: list[Any] | None = None
+    _followers: list[str] | None = None
     _protected = 1
 
     #: The order in which a request is shown, Celery's.

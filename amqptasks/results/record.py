@@ -22,6 +22,8 @@ UNKNOWN = PENDING
 # The keys every record carries, in Celery's order, and the two it carries only when they say something.
 _ALWAYS = ("task_id", "status", "result", "traceback", "children", "date_done")
 _OPTIONAL = ("group_id", "parent_id")
+#: Where an answer that travels names the tasks whose answers will come to the same caller: callbacks, the chain's next.
+FOLLOWERS = "follow_ups"
 _OWN = frozenset(_ALWAYS + _OPTIONAL)
 
 

@@ -29,7 +29,7 @@ from amqptasks.exceptions import BackendError, ContentError, ResultUnreachable
 from amqptasks.results.backend import OnRecord, ResultBackend, timed_out
 from amqptasks.results.kept import KeptResults
 from amqptasks.results.payload import accepted_results
-from amqptasks.results.record import ResultRecord, supersedes
+from amqptasks.results.record import FOLLOWERS, ResultRecord, supersedes
 from amqptasks.results.registry import BackendApp
 from amqptasks.wire.message import PERSISTENT, TRANSIENT, Message
 from amqptasks.wire.serializers import Limits, dumps, loads
@@ -269,12 +269,6 @@ class RpcBackend(ResultBackend):
         """Give up the place of an answer."""
         self._slots.pop(task_id, None)
 
-    def _expect_child(self, child: object) -> None:
-        head = child[0] if isinstance(child, (list, tuple)) and child else None
-        task_id = head[0] if isinstance(head, (list, tuple)) and head else None
-        if isinstance(task_id, str):
-            self.expect(task_id)
-
     def forget(self, task_id: str) -> None:
         """Drop what came in for a task, and what the broker keeps of it; what comes later is thrown away."""
         self._slots.pop(task_id, None)
@@ -395,9 +389,12 @@ class RpcBackend(ResultBackend):
         if not supersedes(record, slot.record):
             return
         slot.record = record
-        # Callbacks and the like: their answers come to this queue too, and may be asked for before they are here.
-        for child in record.children or ():
-            self._expect_child(child)
+        # Callbacks and the next step of a chain answer to this queue too, and may be asked for before they have.
+        followers = record.extra.get(FOLLOWERS)
+        if isinstance(followers, list):
+            for task_id in followers:
+                if isinstance(task_id, str):
+                    self.expect(task_id)
         is_final = record.is_final
         for waiter in tuple(slot.waiters or ()):
             if is_final or waiter.every:

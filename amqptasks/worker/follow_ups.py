@@ -17,7 +17,7 @@ from amqptasks.canvas.signature import maybe_signature
 from amqptasks.exceptions import AmqptasksError, EncodeError
 from amqptasks.results.backend import ResultBackend
 from amqptasks.results.kept import kept_queue
-from amqptasks.results.record import ResultRecord
+from amqptasks.results.record import FOLLOWERS, ResultRecord
 from amqptasks.states import FAILURE, REVOKED
 from amqptasks.wire.failures import to_plain
 from amqptasks.wire.message import PERSISTENT, encode
@@ -45,6 +45,8 @@ class FollowUps:
         extra: dict[str, Any] = {}
         if self._app.conf.result_extended:
             extra = self._extended(request)
+        if request._followers and self._app.backend.in_message:
+            extra = {**extra, FOLLOWERS: request._followers}
         return ResultRecord.now(
             request.id or "", state, result, traceback=traceback, children=children, group_id=request.group,
             parent_id=request.parent_id, extra=extra,
@@ -103,6 +105,7 @@ class FollowUps:
         if not request.callbacks and not request.chain:
             return ()
         options = self._inherited(request)
+        own = len(request.children)
         with self._app.sender.collecting(request.reply_to) as collected:
             for callback in request.callbacks or ():
                 signature = maybe_signature(callback, app=self._app)
@@ -111,6 +114,7 @@ class FollowUps:
                 rest = list(request.chain)
                 signature = maybe_signature(rest.pop(), app=self._app)
                 request.children.append(signature.apply_async((value,), chain=rest or None, **options))
+        request._followers = [each.id for each in request.children[own:]]
         return tuple(FollowUp(*each) for each in collected)
 
     def after_failure(
