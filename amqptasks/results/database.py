@@ -277,7 +277,11 @@ class DatabaseBackend(ResultBackend):
         except (EncodeError, BackendStoreError, ImproperlyConfigured):
             raise
         except Exception as error:
-            raise BackendStoreError(f"cannot {what} in {self.as_uri()}: {_reason(error)}") from error
+            from amqptasks.results.database_engine import is_refused
+
+            # A value that does not fit fails its task, which its caller then learns.
+            kind = EncodeError if is_refused(error) else BackendStoreError
+            raise kind(f"cannot {what} in {self.as_uri()}: {_reason(error)}") from error
 
     def _read(self, what: str, operation: Callable[[Database], T]) -> T:
         try:

@@ -27,7 +27,7 @@ from amqptasks.states import READY_STATES
 from amqptasks.urls import mask_url
 from amqptasks.wire.reprs import printable
 
-__all__ = ["Database", "DatabaseOptions", "may_pass", "reason"]
+__all__ = ["Database", "DatabaseOptions", "is_refused", "may_pass", "reason"]
 
 logger = logging.getLogger(__name__)
 
@@ -313,6 +313,12 @@ def may_pass(error: Exception, retry: int) -> bool:
     return isinstance(
         error, (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError)
     )
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether the database takes no such value, now or ever."""
+    cause = getattr(error, "orig", None) or error
+    return isinstance(error, sa.exc.DataError) or isinstance(cause, (UnicodeError, OverflowError))
 
 
 def reason(error: BaseException) -> str:

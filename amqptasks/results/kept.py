@@ -9,6 +9,7 @@ was last written or looked at.
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -35,8 +36,8 @@ LONGEST_PAUSE_S: Final = 0.5
 #: How long a wait goes on while the broker cannot be reached, if it has no timeout. Seconds.
 PATIENCE_S: Final = 30.0
 #: While one process looks at a state no other can see it: an empty queue is looked at again, so often and so soon.
-SECOND_LOOKS: Final = 3
-SECOND_LOOK_S: Final = 0.003
+SECOND_LOOKS: Final = 8
+SECOND_LOOK_S: Final = 0.01
 _MAX_QUEUE_BYTES: Final = 255
 
 
@@ -156,7 +157,8 @@ class KeptResults:
         found = None if queue is None else admin.peek(queue, STATES)
         looks = SECOND_LOOKS
         while queue is not None and found == [] and looks:
-            time.sleep(SECOND_LOOK_S)
+            # At random, so that two who meet do not meet again.
+            time.sleep(random.uniform(0.0, SECOND_LOOK_S))
             found, looks = admin.peek(queue, STATES), looks - 1
         newest: ResultRecord | None = None
         for properties, body in found or ():

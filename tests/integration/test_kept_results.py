@@ -118,6 +118,29 @@ def test_only_the_last_states_are_kept(shop: Workshop, elsewhere: Any) -> None:
     assert shop.waiting(queue) <= 8
 
 
+def test_readers_do_not_hide_a_result_from_each_other(shop: Workshop, elsewhere: Any) -> None:
+    # Given a kept result
+    sent = shop.tasks.chatty.delay(0)
+    queue_of(shop, sent)
+    assert sent.get(timeout=20) == 0
+    # When several look at it at the same time, again and again / Then none of them ever finds nothing
+    apps = [elsewhere() for _ in range(3)]
+    seen: list[str] = []
+    start = threading.Barrier(len(apps))
+
+    def look(app: App) -> None:
+        start.wait(20)
+        for _ in range(15):
+            seen.append(app.AsyncResult(sent.id).state)
+
+    readers = [threading.Thread(target=look, args=(app,)) for app in apps]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(30)
+    assert set(seen) == {"SUCCESS"} and len(seen) == 45
+
+
 def test_a_late_report_of_a_second_run_does_not_undo_a_success(shop: Workshop, elsewhere: Any) -> None:
     # Given a kept success
     sent = shop.tasks.chatty.delay(0)

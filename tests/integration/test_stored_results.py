@@ -213,6 +213,10 @@ OUTAGE = """
         gate(name)
         note("ran")
         return 42
+
+    @app.task(ignore_result=True)
+    def aside():
+        note("aside")
 """
 
 
@@ -222,7 +226,7 @@ def test_a_task_is_acked_once_its_result_is_stored_and_not_before(
     (tmp_path / "url").write_text(f"db+{own_database.url}")
     with Workshop(tmp_path, broker_url, OUTAGE) as shop:
         # Given a task that is running while its database is killed
-        worker = shop.start("-c", "1")
+        worker = shop.start("-c", "2")
         gate = shop.gate()
         result = shop.tasks.answer.delay(gate.name)
         gate.reached()
@@ -235,13 +239,16 @@ def test_a_task_is_acked_once_its_result_is_stored_and_not_before(
         # And another task that expired, of which the worker itself must tell
         expired = shop.tasks.answer.apply_async((gate.name,), expires=-1)
         worker.wait_for("has expired")
-        shop.admin.close()
+        worker.wait_for(f"Cannot store the result of task {expired.id} in")
+        # And the worker goes on with what has no result to store
+        shop.tasks.aside.delay()
+        shop.noted("aside")
         # When the database is back / Then both are stored, by who waits meanwhile too, and the task ran once
         own_database.start()
         assert result.get(timeout=30) == 42
         with pytest.raises(TaskRevokedError):
             expired.get(timeout=30)
-        assert shop.ledger() == ["ran"]
+        assert shop.ledger() == ["ran", "aside"]
         assert worker.stop() == 0
         shop.is_waiting(0)
 
@@ -267,6 +274,7 @@ def test_a_result_that_never_can_be_stored_takes_the_message_to_the_dead_letters
         assert letter.headers["x-amqptasks-reason"] == "result-not-stored"
         assert "unable to open database file" in letter.headers["x-amqptasks-detail"]
         shop.is_waiting(0)
+        assert worker.log.count(f"Cannot store the result of task {result.id} in") == 2
         second = shop.tasks.add.delay(3, 4)
         assert shop.dead_letter_of(second.id)
 
