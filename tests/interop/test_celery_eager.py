@@ -37,6 +37,10 @@ class Side:
         for name in SIGNALS:
             self._connect(name)
 
+    def task(self, **options: Any) -> Any:
+        """Decorate a function. Celery puts tasks into every other app of the process too, unless told not to."""
+        return self.app.task(**options, **({"shared": False} if self.package is celery else {}))
+
     def _connect(self, name: str) -> None:
         def receiver(sender: Any = None, **fields: Any) -> None:
             self.events.append((name, plain(fields, self)))
@@ -112,7 +116,7 @@ def test_the_same_events_in_the_same_order(sides: tuple[Side, Side], kind: str, 
         side.app.conf.task_eager_propagates = propagates
         broken = {"before_start": LookupError} if kind == "cannot start" else {}
 
-        @side.app.task(name="work", base=side.base(**broken), bind=True)
+        @side.task(name="work", base=side.base(**broken), bind=True)
         def work(self: Any, value: Any, key: Any = None) -> Any:
             side.events.append(("run", self.request.id, self.request.is_eager, self.request.called_directly))
             if kind == "fails":
@@ -148,7 +152,7 @@ def divide(x: int) -> float:
 @pytest.mark.parametrize("name", ["on_success", "after_return"])
 def test_a_fault_in_a_handler_is_raised_by_both(sides: tuple[Side, Side], name: str) -> None:
     def run(side: Side) -> Any:
-        task = side.app.task(name="work", base=side.base(**{name: LookupError}))(one)
+        task = side.task(name="work", base=side.base(**{name: LookupError}))(one)
         return outcome(lambda: task.apply_async(task_id="the-id"))
 
     assert check_same(sides, run) == ("raised", "LookupError", name)
@@ -156,7 +160,7 @@ def test_a_fault_in_a_handler_is_raised_by_both(sides: tuple[Side, Side], name: 
 
 def test_ignore_and_reject_end_alike(sides: tuple[Side, Side]) -> None:
     def run(side: Side) -> Any:
-        @side.app.task(name="steer")
+        @side.task(name="steer")
         def steer(kind: str) -> None:
             raise getattr(side.exceptions, kind)("why")
 
@@ -173,8 +177,8 @@ def test_ignore_and_reject_end_alike(sides: tuple[Side, Side]) -> None:
 def test_workflows_end_alike(sides: tuple[Side, Side]) -> None:
     def run(side: Side) -> Any:
         chain, group = side.package.chain, side.package.group
-        add = side.app.task(name="add")(plus)
-        fail = side.app.task(name="fail")(divide)
+        add = side.task(name="add")(plus)
+        fail = side.task(name="fail")(divide)
         steps = chain(add.s(2, 2), add.s(4), add.s(8))()
         found: list[Any] = [steps.get(), steps.parent.get(), steps.parent.parent.get()]
         found.append(group(add.s(i, i) for i in range(4))().get())
@@ -212,7 +216,7 @@ class Point3(Point):
 def define(side: Side, name: str, **options: Any) -> Any:
     """One of the functions below, as a pydantic task of a side."""
     functions = SimpleNamespace(**{each.__name__: each for each in (move, maybe, several, loose, other, bound)})
-    return side.app.task(name=name, pydantic=True, bind=name == "bound", **options)(getattr(functions, name))
+    return side.task(name=name, pydantic=True, bind=name == "bound", **options)(getattr(functions, name))
 
 
 def move(point: Point, by: int = 1) -> Point:
