@@ -102,6 +102,8 @@ class Terminal:
             self.screen += part.decode(errors="replace").replace("\r\n", "\n")
 
     def close(self, within_s: float = 20.0) -> int:
-        """Press ^D and return the exit code."""
+        """Press ^D at a prompt of Python's and return the exit code."""
+        # Earlier it would be lost: what it means changes when the shell takes the terminal over.
+        self.expect(">>> $")
         os.write(self._ours, b"\x04")
         return self.process.wait(within_s)

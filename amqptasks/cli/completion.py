@@ -21,11 +21,16 @@ from amqptasks.cli.elements import Command
 if TYPE_CHECKING:
     from amqptasks.app.app import App
 
-__all__ = ["complete_modules", "complete_queue", "complete_queues", "complete_task", "completion"]
+__all__ = ["complete_modules", "complete_queue", "complete_queues", "complete_task", "completion", "one_of"]
 
 SHELLS = ("bash", "fish", "zsh")
 
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
+
+
+def one_of(names: Iterable[str]) -> Complete:
+    """Make what completes these words."""
+    return lambda _ctx, _param, part: [name for name in names if name.lower().startswith(part.lower())]
 
 
 @click.command(
@@ -37,7 +42,7 @@ Complete = Callable[[click.Context, click.Parameter, str], list[str]]
         "amqptasks completion fish | source       # in ~/.config/fish/config.fish",
     ),
 )
-@click.argument("shell", required=False, metavar="[bash|fish|zsh]", shell_complete=lambda *_: list(SHELLS))
+@click.argument("shell", required=False, metavar="[bash|fish|zsh]", shell_complete=one_of(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, /, shell: str | None) -> None:
     """Print the script that makes a shell complete commands, options, tasks and queues.

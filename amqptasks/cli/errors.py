@@ -29,9 +29,9 @@ _INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\.]+)")
 _OURS = frozenset({"amqptasks", "click", "msgpack", "pika", "sqlalchemy", "tenacity"})
 
 
-def show(error: BaseException, argv: Sequence[str]) -> int:
+def show(error: BaseException, argv: Sequence[str], *, with_traceback: bool = False) -> int:
     """Tell an error on standard error, and return the exit code it ends the command with."""
-    if "--traceback" in argv or os.environ.get("AMQPTASKS_TRACEBACK"):
+    if with_traceback:
         traceback.print_exception(error, file=sys.__stderr__)
     elif not isinstance(error, click.ClickException | AmqptasksError) and place_of(error) is None:
         traceback.print_exception(error, file=sys.__stderr__)

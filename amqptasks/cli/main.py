@@ -77,9 +77,11 @@ def cli(ctx: click.Context, /, no_color: bool, **options: Any) -> None:
     """Distributed tasks on RabbitMQ."""
     if no_color or is_plain(()):
         no_color, ctx.color = True, False
-    ctx.obj = Globals(
-        no_color=no_color, argv=ctx.meta.get(ARGUMENTS, ()), start_directory=ctx.meta.get(START_DIRECTORY), **options
-    )  # fmt: skip
+    given = ctx.ensure_object(Globals)
+    given.no_color, given.argv = no_color, ctx.meta.get(ARGUMENTS, ())
+    given.start_directory = ctx.meta.get(START_DIRECTORY)
+    for name, value in options.items():
+        setattr(given, name, value)
 
 
 for _command in (call, completion, purge, queues, report, result, shell, worker):
@@ -89,10 +91,10 @@ name_variables(cli)
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code. A user's mistake is told on one line of standard error."""
-    arguments = list(argv)
+    arguments, given = list(argv), Globals()
     show_warnings(arguments)
     try:
-        code = cli.main(arguments, prog_name="amqptasks", standalone_mode=False)
+        code = cli.main(arguments, prog_name="amqptasks", standalone_mode=False, obj=given)
         return code if isinstance(code, int) else 0
     except click.Abort:
         click.echo("Aborted.", err=True)
@@ -102,4 +104,4 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except Exception as error:
-        return show(error, arguments)
+        return show(error, arguments, with_traceback=given.traceback)

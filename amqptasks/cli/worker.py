@@ -12,7 +12,7 @@ import click
 
 from amqptasks import signals
 from amqptasks.cli.common import CliError, Globals, commas, did_you_mean
-from amqptasks.cli.completion import complete_queues
+from amqptasks.cli.completion import complete_queues, one_of
 from amqptasks.cli.daemon import Detached, Owner, Pidfile, octal, run_by
 from amqptasks.cli.elements import Command, Option
 from amqptasks.cli.purge import choose_queues, purge_queues, warn_of_slips
@@ -54,7 +54,7 @@ def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str 
 @click.option("-n", "--hostname", metavar="NAME", help="The node's name; %h host, %n its first part, %d its domain.")
 @click.option(
     "-l", "--loglevel", callback=_log_level, default="WARNING", show_default=True, metavar="LEVEL",
-    shell_complete=lambda *_: list(LOG_LEVELS), help="What to log.",
+    shell_complete=one_of(LOG_LEVELS), help="What to log.",
 )  # fmt: skip
 @click.option(
     "-f", "--logfile", metavar="FILE",
@@ -73,7 +73,7 @@ def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str 
 @_queues("--purge", "--discard", "purge_first", is_flag=True, help="Delete all waiting messages first. No undo.")
 @_pool("-c", "--concurrency", metavar="N|auto", help="How many tasks run at once.")
 @_pool(
-    "-P", "--pool", metavar="POOL", shell_complete=lambda *_: list(POOLS),
+    "-P", "--pool", metavar="POOL", shell_complete=one_of(POOLS),
     help="What runs tasks: prefork, threads or solo.",
 )  # fmt: skip
 @_pool("--prefetch-multiplier", metavar="N", help="Messages fetched ahead for each running task; 0: no limit.")
