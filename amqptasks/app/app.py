@@ -24,6 +24,7 @@ from amqptasks.entities import Queue
 from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.results.backend import ResultBackend
 from amqptasks.results.handles import AsyncResult, GroupResult
+from amqptasks.results.record import ResultRecord
 from amqptasks.results.registry import make_backend
 from amqptasks.settings import Conf, broker_urls
 from amqptasks.signals import Signal
@@ -191,16 +192,19 @@ class App(TaskHome):
         return Signature(*args, **options)
 
     def report_state(self, task: Any, task_id: str | None, state: str, meta: Any, **fields: Any) -> None:
-        """Publish a state of a running task. Only a worker can; elsewhere it is an error.
+        """Tell a state of a task. Without a result store, only the worker that runs it can.
 
         Raises:
-            ImproperlyConfigured: No task is running here, or it has no id.
+            ImproperlyConfigured: No task is running here and results are not stored, or it has no id.
         """
-        if self.state_reporter is None or not task_id:
+        if self.state_reporter is not None and task_id:
+            self.state_reporter(task, task_id, state, meta, **fields)
+        elif task_id and self.backend.persistent:
+            self.backend.store(ResultRecord.now(task_id, state, meta))
+        else:
             raise ImproperlyConfigured(
                 f"update_state() of task {task.name!r} was called outside a worker; no task is running here"
             )
-        self.state_reporter(task, task_id, state, meta, **fields)
 
     # -- results
 

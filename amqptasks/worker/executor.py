@@ -29,6 +29,7 @@ from amqptasks.exceptions import (
 )
 from amqptasks.logs import TASK_LOGGER, bind_task
 from amqptasks.results.context import denied_join_result
+from amqptasks.results.record import ResultRecord
 from amqptasks.states import FAILURE, STARTED, SUCCESS
 from amqptasks.wire.failures import format_traceback
 from amqptasks.wire.pipe import encode_frame
@@ -197,7 +198,9 @@ class Executor:
         emit = getattr(self._local, "emit", None)
         running = context.current()
         if emit is None or running is None:
-            # A state of another task, or from a thread the task started: there is no reply queue to send it to.
+            # From a thread that the task started: there is no reply queue to send it to, but a store may take it.
+            if self.app.backend.persistent:
+                self.app.backend.store(ResultRecord.now(task_id, state, meta))
             return
         request = running.request
         if not wants_result(self.app, task, request, state):

@@ -36,6 +36,12 @@ SOURCE = """
         gate(name)
         return "all"
 
+    @app.task(bind=True)
+    def delegates(self, task_id):
+        thread = threading.Thread(target=self.update_state, args=(task_id, None, {"km": 7}))
+        thread.start()
+        thread.join()
+
     @app.task
     def fail(text):
         raise ValueError(text)
@@ -130,6 +136,17 @@ def test_states_on_the_way_can_be_seen(shop: Workshop) -> None:
     assert started.get(timeout=20, on_message=lambda message: seen.append(message["status"])) == first.name
     assert progressing.get(timeout=20) == "all"
     assert seen[-1] == "SUCCESS"
+
+
+def test_a_state_can_be_set_from_anywhere(shop: Workshop) -> None:
+    # Given the id of a task that nobody runs
+    result = AsyncResult(shop.app.uuid(), app=shop.app)
+    # When a program that is no worker says how far it is / Then everybody can see it
+    shop.tasks.add.update_state(task_id=result.id, state="ON ITS WAY", meta={"km": 3})
+    assert (result.state, result.info) == ("ON ITS WAY", {"km": 3})
+    # And when a thread that a task has started does
+    assert shop.tasks.delegates.delay(result.id).get(timeout=20) is None
+    assert (result.state, result.info) == ("PROGRESS", {"km": 7})
 
 
 def test_an_ignored_result_is_not_stored_and_an_error_is_where_that_is_asked_for(shop: Workshop) -> None:
