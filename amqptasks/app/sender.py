@@ -113,7 +113,7 @@ class _State:
     #: Whether calls run at once, in the caller (``task_always_eager``).
     is_eager: bool
     plans: dict[str, Plan] = field(default_factory=dict)
-    needs: dict[str, Need] = field(default_factory=dict)
+    needs: dict[str, tuple[Queue, Need]] = field(default_factory=dict)
     exits: dict[str, Need] = field(default_factory=dict)
 
 
@@ -277,7 +277,8 @@ class Sender:
             when = write_options(headers, options, plan.expires, self._app.timezone)
             embed = embedded(options)
             priority = first(options.get("priority"), priority)
-            delivery_mode = first(options.get("delivery_mode"), delivery_mode)
+            if options.get("delivery_mode") is not None:
+                delivery_mode = _delivery_mode(options["delivery_mode"])
             serializer = options.get("serializer") or serializer
             compression = options.get("compression") or compression
             reply_to = options.get("reply_to")
@@ -410,7 +411,7 @@ class Sender:
             needs=tuple(self.need(queue) for queue in route.queues if not queue.no_declare),
             serializer=option("serializer", "task_serializer"),
             compression=option("compression", "task_compression"),
-            delivery_mode=1 if first(mode, conf.task_default_delivery_mode) in (1, "transient") else 2,
+            delivery_mode=_delivery_mode(first(mode, conf.task_default_delivery_mode)),
             priority=option("priority", "task_default_priority"),
             ignore_result=bool(option("ignore_result", "task_ignore_result")),
             keeps_errors=bool(option("store_errors_even_if_ignored", "task_store_errors_even_if_ignored")),
@@ -424,16 +425,18 @@ class Sender:
     def need(self, queue: Queue) -> Need:
         """Return what must be declared before a message can go to a queue."""
         state = self._current()
-        need = state.needs.get(queue.name)
-        if need is None:
-            from amqptasks.broker.topology import plan as declaration_plan
+        known = state.needs.get(queue.name)
+        if known is not None and known[0] == queue:
+            return known[1]
+        from amqptasks.broker.topology import plan as declaration_plan
 
-            default_type = self._app.conf.task_default_queue_type
-            need = Need(
-                f"queue {queue.name}",
-                lambda version: declaration_plan(queue, default_type=default_type, version=version),
-            )
-            state.needs[queue.name] = need
+        default_type = self._app.conf.task_default_queue_type
+        # Another queue of the same name, with other bindings perhaps, is declared too: the broker says what it thinks.
+        need = Need(
+            f"queue {queue.name}" if known is None else f"queue {queue!r}",
+            lambda version: declaration_plan(queue, default_type=default_type, version=version),
+        )
+        state.needs[queue.name] = (queue, need)
         return need
 
     def _who(self) -> str:
@@ -442,6 +445,10 @@ class Sender:
             self._origin_pid = pid
             self._origin = f"gen{pid}@{socket.gethostname()}"
         return self._origin
+
+
+def _delivery_mode(mode: int | str) -> int:
+    return 1 if mode in (1, "transient") else 2
 
 
 def _need_of(key: str, *steps: Step) -> Need:
