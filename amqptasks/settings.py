@@ -389,10 +389,14 @@ def _candidates(obj: Any, namespace: str | None, source: str) -> dict[str, Any]:
             found[name] = value
         elif is_mapping and not prefix:
             found[name] = value  # A mapping holds settings alone: `_final` says what is wrong with this one.
-        elif not _is_own(name, value):
+        elif (prefix and full_name.isupper()) or not _is_own(name, value):
+            # What bears the namespace can only be meant as a setting, whatever its value is.
             remedy = "" if prefix else "; a name of your own begins with an underscore"
             shown = f"{explain_unknown(name)}{f' ({full_name})' if prefix else ''}"
             raise InvalidSetting(f"{shown}, from {source}{remedy}")
+    if type(obj).__module__ == "django.conf" and getattr(obj, "TIME_ZONE", None):
+        # As in Celery, a Django project's time zone is that of its tasks.
+        found.setdefault("timezone", obj.TIME_ZONE)
     return found
 
 

@@ -236,11 +236,18 @@ class TaskHome:
             related_name: Another name for those modules; None imports the packages themselves.
             force: Do it now.
         """
-        wanted = django_apps if packages is None else packages
+        wanted = _django_apps if packages is None else packages
         if force:
             task_modules(wanted, related_name)
         else:
             self._discoveries.append((wanted, related_name))
+
+    def prepare(self) -> None:
+        """Make ready what the modules with tasks need: in a Django project, Django. Safe twice."""
+        if os.environ.get("DJANGO_SETTINGS_MODULE"):
+            from amqptasks.app.django import prepare
+
+            prepare(self)
 
     def import_modules(self) -> None:
         """Import the modules that hold tasks: the ``include`` argument, the ``imports`` and ``include`` settings, and
@@ -249,6 +256,7 @@ class TaskHome:
         Raises:
             ImproperlyConfigured: One of them is not there.
         """
+        self.prepare()
         for module in (*self.include, *(self.conf.imports or ()), *(self.conf.include or ())):
             try:
                 importlib.import_module(module)
@@ -264,19 +272,10 @@ class TaskHome:
         self.finalize()
 
 
-def django_apps() -> Iterable[str]:
-    """Return the packages of Django's installed apps.
+def _django_apps() -> Iterable[str]:
+    from amqptasks.app.django import installed_apps
 
-    Raises:
-        ImproperlyConfigured: This is no Django project.
-    """
-    if "django" not in sys.modules and "DJANGO_SETTINGS_MODULE" not in os.environ:
-        raise ImproperlyConfigured(
-            "autodiscover_tasks() without packages looks into Django's installed apps, and this is no Django project: "
-            "name the packages"
-        )
-    apps: Any = importlib.import_module("django.apps").apps
-    return [config.name for config in apps.get_app_configs()]
+    return installed_apps()
 
 
 def script_name() -> str:

@@ -206,6 +206,27 @@ class Task(Handlers, Generic[P, R]):
         result: AsyncResult = self.app.sender.send(self.name, args, kwargs, options, self)
         return result
 
+    def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """`delay` once Django's running transaction is committed (at once outside of one), not at all if it is undone.
+
+        Raises:
+            ImproperlyConfigured: This is no Django project.
+        """
+        self.apply_async_on_commit(args, kwargs)
+
+    def apply_async_on_commit(
+        self, args: Any = None, kwargs: Mapping[str, Any] | None = None, *more: Any, **options: Any
+    ) -> None:
+        """`apply_async` once Django's running transaction is committed. Arguments are checked at once.
+
+        What the send raises comes out of the ``with transaction.atomic()`` block, and what was committed stays.
+        """
+        from amqptasks.app.django import on_commit
+
+        if self.typing is not False:
+            self._check(args or (), kwargs or {})
+        on_commit(f"task {self.name!r}", lambda: self.apply_async(args, kwargs, *more, **options))
+
     def apply(
         self, args: Any = None, kwargs: Mapping[str, Any] | None = None, link: Any = None, link_error: Any = None,
         task_id: str | None = None, retries: int | None = None, throw: bool | None = None, logfile: str | None = None,

@@ -101,6 +101,8 @@ class Worker:
     def run(self) -> int:
         """Work until told to stop; returns the exit code: 0 after a warm stop, 1 after a cold one or a failed start."""
         signals.celeryd_init.send(self.hostname, instance=self, conf=self.app.conf, options={})
+        # First: Django sets up logging of its own.
+        self.app.prepare()
         setup_worker_logging(self.app.conf, self.loglevel, self.logfile, self.hostname)
         self.app.import_modules()
         signals.celeryd_after_setup.send(self.hostname, instance=self, conf=self.app.conf)

@@ -1,0 +1,44 @@
+import os
+
+from django.db import connection
+from django.db.backends.signals import connection_created
+from django.db.models import F
+
+from amqptasks import shared_task, signals
+from stock.models import Book
+
+opened_by = []
+
+
+@connection_created.connect
+def on_connection(**kwargs):
+    opened_by.append(os.getpid())
+
+
+@signals.worker_init.connect
+def look_before_the_fork(**kwargs):
+    # A project that asks its database while a worker starts: the children must not inherit this connection.
+    if os.environ.get("BOOKSHOP_LOOKS_EARLY"):
+        Book.objects.count()
+
+
+@shared_task
+def order(pk, copies):
+    """Read a book and write it."""
+    Book.objects.filter(pk=pk).update(copies=F("copies") + copies)
+    return Book.objects.get(pk=pk).copies
+
+
+@shared_task
+def connections():
+    """Tell which process opened the connection that a query here uses, how many this one has opened, and who we are."""
+    Book.objects.count()
+    return {"pid": os.getpid(), "opener": opened_by[-1], "opened": opened_by.count(os.getpid())}
+
+
+@shared_task
+def leave_open():
+    """Ask the database, and tell whether a connection was there already when the task began."""
+    was_open = connection.connection is not None
+    Book.objects.count()
+    return was_open
