@@ -23,7 +23,9 @@ def turn_until(loop: Loop, condition: Callable[[], object], within_s: float = 20
     """Turn the loop until the condition holds; fail after ``within_s`` seconds."""
 
     def holds() -> bool:
+        if condition():
+            return True
         turn(loop)
-        return bool(condition())
+        return False
 
     eventually(holds, within_s, every_s=0)

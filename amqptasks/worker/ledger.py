@@ -34,6 +34,9 @@ class Ledger:
         key = request.key
         if self._running.get(key) is request:
             del self._running[key]
+        if key in self._finished:
+            # A second copy of the message. Noted twice, the first note's end would take the second with it.
+            return
         self._finished.add(key)
         self._oldest.append(key)
         if len(self._oldest) > self._limit:
