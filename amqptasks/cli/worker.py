@@ -142,8 +142,6 @@ def _run(
             quiet=obj.quiet,
         )
         if background is not None:
-            if log is None:
-                click.echo("Warning: --detach without --logfile: what this worker says is lost", err=True)
             # Sent when all that can be wrong from the start has been found, and before children are forked.
             signals.worker_init.connect(lambda *_args, **_kwargs: _let_go(obj, background, node, log), weak=False)
         return running.run()
@@ -151,6 +149,8 @@ def _run(
 
 def _let_go(obj: Globals, background: Detached, node: str, log: str | None) -> None:
     # Not echo(): by now, what is printed may go to the log.
+    if log is None and sys.__stderr__:
+        print("Warning: --detach without --logfile: what this worker says is lost", file=sys.__stderr__)
     if not obj.quiet and sys.__stdout__:
         print(f"{node} runs in the background, process {os.getpid()}, log {log or 'nowhere'}", file=sys.__stdout__)
     background.let_go(log)
