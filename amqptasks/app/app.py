@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from amqptasks.app import current
 from amqptasks.app.definitions import TaskHome, script_name
-from amqptasks.app.gathering import Bulk
-from amqptasks.app.sender import Sender
 from amqptasks.app.task import Task
 from amqptasks.canvas.signature import Signature
 from amqptasks.entities import Queue
@@ -25,13 +23,14 @@ from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.results.backend import ResultBackend
 from amqptasks.results.handles import AsyncResult, GroupResult
 from amqptasks.results.record import ResultRecord
-from amqptasks.results.registry import make_backend
 from amqptasks.settings import Conf, broker_urls
 from amqptasks.signals import Signal
 from amqptasks.wire.serializers import Limits
 
 if TYPE_CHECKING:
-    # At run time these come in with the first connection: a program that only defines tasks should not pay for pika.
+    # At run time these come in when they are first used: a program that only defines tasks should not pay for pika.
+    from amqptasks.app.gathering import Bulk
+    from amqptasks.app.sender import Sender
     from amqptasks.broker.loop import LoopThread
     from amqptasks.broker.parameters import Endpoint
     from amqptasks.broker.publisher import Publisher
@@ -87,7 +86,7 @@ class App(TaskHome):
         self._parts: dict[str, Any] = {}
         # In a worker's child the executor puts itself here, to carry states to the parent.
         self.state_reporter: Callable[..., None] | None = None
-        self.sender = Sender(self)
+        self._sender: Sender | None = None
         if set_as_current:
             self.set_current()
 
@@ -176,6 +175,20 @@ class App(TaskHome):
         """Whether calls run at once, in the caller: ``task_always_eager``."""
         return bool(self.conf.task_always_eager)
 
+    @property
+    def sender(self) -> Sender:
+        """The one door out, through which every task message is made and sent."""
+        sender = self._sender
+        return sender if sender is not None else self._make_sender()
+
+    def _make_sender(self) -> Sender:
+        from amqptasks.app.sender import Sender
+
+        with self._lock:
+            if self._sender is None:
+                self._sender = Sender(self)
+            return self._sender
+
     def bulk(self) -> Bulk:
         """Open a block whose sends share their round trips: ``with app.bulk(): …``.
 
@@ -220,10 +233,13 @@ class App(TaskHome):
     @property
     def backend(self) -> ResultBackend:
         """The result backend."""
-        backend: ResultBackend = self._parts.get("backend") or self._part(
-            "backend", lambda: make_backend(self.conf.result_backend, self)
-        )
+        backend: ResultBackend = self._parts.get("backend") or self._part("backend", self._make_backend)
         return backend
+
+    def _make_backend(self) -> ResultBackend:
+        from amqptasks.results.registry import make_backend
+
+        return make_backend(self.conf.result_backend, self)
 
     def _part(self, name: str, make: Callable[[], Any]) -> Any:
         with self._lock:
