@@ -3,6 +3,7 @@ import os
 from django.db import connection
 from django.db.backends.signals import connection_created
 from django.db.models import F
+from django.dispatch import receiver
 
 from amqptasks import shared_task, signals
 from stock.models import Book
@@ -10,7 +11,7 @@ from stock.models import Book
 opened_by = []
 
 
-@connection_created.connect
+@receiver(connection_created)
 def on_connection(**kwargs):
     opened_by.append(os.getpid())
 
@@ -42,3 +43,10 @@ def leave_open():
     was_open = connection.connection is not None
     Book.objects.count()
     return was_open
+
+
+@shared_task
+def queries():
+    """Count the queries that Django remembers, this task's own among them."""
+    Book.objects.count()
+    return len([each for each in connection.queries if "COUNT" in each["sql"]])
