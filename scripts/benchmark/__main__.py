@@ -54,7 +54,9 @@ class Bench:
         self.scale: float = options.scale
         self.raw = options.raw
         self.results: Results = {}
-        self._log = Path(tempfile.mkdtemp(prefix="amqptasks-bench-")) / "worker.log"
+        self.failures: list[str] = []
+        self._directory = tempfile.TemporaryDirectory(prefix="amqptasks-bench-")
+        self._log = Path(self._directory.name) / "worker.log"
         self._samples: dict[tuple[str, str], list[float]] = {}
 
     def wants(self, *rows: str) -> bool:
@@ -208,32 +210,44 @@ class Bench:
                 with Running([sys.executable, "-m", "benchmark.raw", "echo", "0"], env, self._log):
                     self.note("call", "raw", self.program("-m", "benchmark.raw", "call", "1000", env=env)["ms"])
 
+    def attempt(self, what: str, measure: Callable[[], None], *rows: str) -> None:
+        """Take one measurement if a row needs it. If it fails the others are still taken, and the failure is kept."""
+        if self.wants(*rows):
+            progress(what)
+            try:
+                measure()
+            except (RuntimeError, subprocess.SubprocessError, pika.exceptions.AMQPError) as error:
+                self.failures.append(f"{what}: {error}")
+                progress(f"failed: {self.failures[-1]}")
+
     def run(self) -> None:
         """Everything that was asked for."""
         for turn in range(self.repeats):
+            again = f"run {turn + 1} of {self.repeats}"
             for side in self.sides:
-                again = f"run {turn + 1} of {self.repeats}"
-                if self.wants("drain", "cpu", "memory"):
-                    progress(f"{side.title}: draining, {again}")
-                    self.drain(side, "quorum")
-                if self.wants("drain-default", "cpu-default"):
-                    progress(f"{side.title}: draining with its default prefetch, {again}")
-                    self.drain(side, "quorum", "-default", prefetch="")
-                if side is AMQPTASKS and self.wants("drain-classic", "cpu-classic"):
-                    progress(f"{side.title}: draining a classic queue, {again}")
-                    self.drain(side, "classic", "-classic")
-                if self.wants("send-cpu", "send-wall", "bulk"):
-                    progress(f"{side.title}: sending, {again}")
-                    self.sending(side)
-                if side in (AMQPTASKS, CELERY) and self.wants("call", "in-flight"):
-                    progress(f"{side.title}: calling, {again}")
-                    self.calling(side)
+                self.run_side(side, f"{side.title}, {again}")
             if self.raw:
-                progress(f"raw pika, run {turn + 1} of {self.repeats}")
-                self.floor()
-        if self.wants("import"):
-            progress("whole programs, 10 runs each")
-            self.importing()
+                self.attempt(f"raw pika, {again}", self.floor, *(set(self.rows) - {"import"}))
+        self.attempt("whole programs, 10 runs each", self.importing, "import")
+
+    def run_side(self, side: Side, name: str) -> None:
+        """One turn of one side."""
+        ours = side is AMQPTASKS
+        self.attempt(f"{name}: draining", lambda: self.drain(side, "quorum"), "drain", "cpu", "memory")
+        self.attempt(
+            f"{name}: draining with its default prefetch",
+            lambda: self.drain(side, "quorum", "-default", prefetch=""),
+            "drain-default", "cpu-default",
+        )  # fmt: skip
+        if ours:
+            self.attempt(
+                f"{name}: draining a classic queue",
+                lambda: self.drain(side, "classic", "-classic"),
+                "drain-classic", "cpu-classic",
+            )  # fmt: skip
+        self.attempt(f"{name}: sending", lambda: self.sending(side), "send-cpu", "send-wall", "bulk")
+        if ours or side is CELERY:
+            self.attempt(f"{name}: calling", lambda: self.calling(side), "call", "in-flight")
 
 
 def machine() -> dict[str, Any]:
@@ -279,8 +293,15 @@ def main() -> None:
             print(render(bench.results, markdown=options.markdown))
             path = options.json or ROOT / f"bench-{datetime.now():%Y%m%d-%H%M%S}.json"
             samples = {f"{row} {column}": values for (row, column), values in bench._samples.items()}
-            path.write_text(json.dumps({"about": about, "results": bench.results, "samples": samples}, indent=1) + "\n")
+            path.write_text(
+                json.dumps(
+                    {"about": about, "results": bench.results, "samples": samples, "failures": bench.failures}, indent=1
+                )
+                + "\n"
+            )
             print(f"written to {path}", file=sys.stderr)
+    if bench.failures:
+        sys.exit("\n".join(("failed:", *bench.failures)))
 
 
 if __name__ == "__main__":
