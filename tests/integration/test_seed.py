@@ -1,8 +1,8 @@
 """What the document this project grew from shows of calling, expiry, bound tasks, requests, results, states and
 configuration, each with the outcome that it shows.
 
-Its project is a module ``tasks.py`` with a ``celeryconfig.py`` beside it, started by the command it gives. Retries, time
-limits, workflows, signals, monitoring and periodic tasks are left to the tests of those.
+Its project is a module ``tasks.py`` with a ``celeryconfig.py`` beside it, started by the command it gives. Retries,
+time limits, workflows, signals, monitoring and periodic tasks are left to the tests of those.
 """
 
 from __future__ import annotations
@@ -358,18 +358,23 @@ def test_results_are_ignored_globally_and_errors_kept(workshop: Workshop, capsys
     assert capsys.readouterr().out == "None\nNone\nException Error\n"
 
 
-@pytest.mark.parametrize(("late", "left"), [("0", 0), ("1", 1)])
-def test_late_acks_come_after_the_task_and_others_before(workshop: Workshop, late: str, left: int) -> None:
-    # Given a worker that is killed in the middle of a task
-    worker = run_worker(workshop, "-A", "tasks", "worker", "-c", "1", env={"AMQPTASKS_TASK_ACKS_LATE": late})
+@pytest.mark.parametrize(("late", "before", "after"), [("0", 1, 2), ("1", 2, 3)])
+def test_late_acks_come_after_the_task_and_others_before(
+    workshop: Workshop, late: str, before: int, after: int
+) -> None:
+    # Given three tasks, and a worker that holds one message at a time
+    settings = {"AMQPTASKS_TASK_ACKS_LATE": late, "AMQPTASKS_WORKER_PREFETCH_MULTIPLIER": "1"}
+    worker = run_worker(workshop, "-A", "tasks", "worker", "-c", "1", env=settings)
     worker.wait_ready()
     gate = workshop.gate()
-    workshop.tasks.behind.delay(gate.name)
+    for _ in range(3):
+        workshop.tasks.behind.delay(gate.name)
     gate.reached()
-    workshop.noted(f"begun {gate.name}")
+    # Then it takes the next while the first runs, if that was acknowledged before
+    workshop.is_waiting(before)
+    # And when it is killed, the first comes back if it was to be acknowledged after
     worker.kill()
-    # Then the message is back in the queue if it was to be acknowledged late
-    workshop.is_waiting(left)
+    workshop.is_waiting(after)
 
 
 def test_as_many_processes_as_told_or_as_cores(workshop: Workshop, shop: Workshop) -> None:
