@@ -160,6 +160,19 @@ def test_a_route_adds_options_and_an_exchange() -> None:
     assert route({"task_routes": by_function}).options == {"priority": 3}
 
 
+def test_a_route_without_an_address_leaves_the_tasks_own_but_for_what_it_says() -> None:
+    # Given a task with a queue and a key / When its route says another key, and no queue
+    task = SimpleNamespace(queue="own", routing_key="of.task")
+    settings = {
+        "task_queues": [Queue("own", Exchange("media", "topic"), "#")],
+        "task_routes": {"proj.add": {"routing_key": "of.route", "priority": 1}},
+    }
+    # Then the queue is the task's and the key is the route's
+    assert address(route(settings, task=task)) == ("media", "of.route", ["own"])
+    assert address(route(settings, "proj.mul", task)) == ("media", "of.task", ["own"])
+    assert address(route(settings, task=task, routing_key="of.caller")) == ("media", "of.caller", ["own"])
+
+
 def test_only_plain_tables_can_be_remembered() -> None:
     # A function may answer otherwise each time: its routes are asked for at every call.
     assert routing(task_routes={"a": "b", "c.*": "d"}).is_static

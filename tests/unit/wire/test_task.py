@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import zlib
 from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -145,6 +147,15 @@ def test_a_compressed_body_is_inflated_within_the_limit() -> None:
     assert body(zlib.compress(b"[[1],{},{}]"), headers).args == [1]
     with pytest.raises(DecodeError, match="100000"):
         body(zlib.compress(b"[[" + b"1," * 1_000_000 + b"1],{},{}]"), headers)
+    # And a bomb is not inflated to see how large it is
+    bomb = zlib.compress(b" " * 50_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodeError):
+            body(bomb, headers)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_brokers_own_headers_are_left_out() -> None:
@@ -198,6 +209,14 @@ def test_a_header_of_the_wrong_kind_is_named(wrong: dict[str, Any]) -> None:
 def test_a_body_of_the_wrong_shape_is_refused(value: Any, problem: str) -> None:
     with pytest.raises(InvalidTaskError, match=problem):
         body(value)
+
+
+@pytest.mark.parametrize("key", [1, None, b"key", 1.5, True])
+def test_the_names_of_arguments_are_text_in_every_serializer(key: Any) -> None:
+    # Given a body in MessagePack, where keys may be of any kind / When one is no text / Then no task gets it
+    data = msgpack.packb([[], {key: 1}, {}])
+    with pytest.raises((InvalidTaskError, DecodeError)):
+        read_body(GOOD, "application/x-msgpack", "binary", data, frozenset({"application/x-msgpack"}), LIMITS)
 
 
 @pytest.mark.parametrize("kind", ["application/x-python-serialize", "application/x-yaml", "application/x-msgpack"])
