@@ -104,7 +104,7 @@ def test_protocol_1_raises_no_other_error_either(value: Any) -> None:
 
 def test_a_message_of_celery_is_read() -> None:
     # Given the headers and the body that Celery writes, null for what was not given
-    headers = {
+    headers: dict[str, Any] = {
         "lang": "py", "task": "proj.add", "id": "1", "shadow": None, "eta": None, "expires": None, "group": None,
         "group_index": None, "retries": 0, "timelimit": [None, None], "root_id": "1", "parent_id": None,
         "argsrepr": "(2, 2)", "kwargsrepr": "{}", "origin": "gen1@host", "ignore_result": False,
