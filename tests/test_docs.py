@@ -298,7 +298,8 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Worker with `prefork`, `threads` and `solo` pools": lambda: {"prefork", "threads", "solo"} <= set(POOLS),
     "Warm and cold stop, reconnecting": _acts("worker_shutdown_timeout"),
     "Dead letters": _command("dead"),
-    "Command line": _command("worker", "call", "purge", "queues"),
+    "Command line": _command("worker", "call", "result", "purge", "queues", "shell", "report", "completion"),
+    "Daemon options: `--detach`, `--pidfile`, `--uid`, …": _option("--detach"),
     "Signals": lambda: hasattr(signals, "task_prerun"),
     "TLS, client certificates": _acts("broker_use_ssl"),
     "`shared_task`, `autodiscover_tasks`": lambda: hasattr(amqptasks, "shared_task"),
@@ -318,7 +319,7 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Results in Redis, MongoDB, memcached, files": _results_in("redis://localhost"),
     "Events, Flower": _acts("worker_send_task_events"),
     "Remote control: `inspect`, `control`, `status`": _command("inspect", "control", "status"),
-    "`multi`, daemon options": _command("multi"),
+    "`multi`": _command("multi"),
     "Beat: periodic tasks": _command("beat"),
 }
 
