@@ -158,12 +158,13 @@ class Sender:
         app = self._app
         args = () if args is None else args
         kwargs = {} if kwargs is None else kwargs
-        if self._current().is_eager:
+        state = self._current()
+        if state.is_eager:
             if task is not None:
                 return call_eagerly(task, args, kwargs, options)
             warnings.warn(AlwaysEagerIgnored("task_always_eager has no effect on send_task"), stacklevel=3)
         task_id = options.get("task_id") or str(uuid.uuid4())
-        plan = self._plan(name, args, kwargs, options, task)
+        plan = self._plan(state, name, args, kwargs, options, task)
         ignore_result = plan.ignore_result if not options else first(options.get("ignore_result"), plan.ignore_result)
         message, exchange, routing_key, needs = self._build(name, task_id, args, kwargs, options, plan, ignore_result)
         backend = app.backend
@@ -382,8 +383,9 @@ class Sender:
             self._state = state
         return state
 
-    def _plan(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any) -> Plan:
-        state = self._current()
+    def _plan(
+        self, state: _State, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any
+    ) -> Plan:  # fmt: skip
         if task is None:
             task = self._app.find_task(name)
         routed = bool(options) and any(options.get(key) for key in ADDRESS_OPTIONS)
