@@ -109,7 +109,7 @@ def test_an_rpc_result_of_another_process_is_refused_at_once(shop: Workshop, she
     for arguments in (["some-id"], ["--traceback", "some-id"], ["--json", "some-id"]):
         done = shell("--result-backend", "rpc://", "result", *arguments, code=1)
         (said,) = done.stderr.splitlines()
-        assert "some-id" in said and "the process that sent the task" in said and "persist_result" in said
+        assert "some-id" in said and "this is another" in said and "persist_result" in said
         assert done.stdout == ""
     # But an app without any backend hears that
     assert "No result backend" in shell("--result-backend", "disabled://", "result", "some-id", code=2).stderr
