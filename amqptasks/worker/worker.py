@@ -30,7 +30,7 @@ from amqptasks.worker.banner import banner
 from amqptasks.worker.deliveries import Deliveries
 from amqptasks.worker.dispatch import Dispatcher
 from amqptasks.worker.executor import Executor
-from amqptasks.worker.pools.pool import Pool, PoolEvents
+from amqptasks.worker.pools.pool import Pool, PoolEvents, Run
 from amqptasks.worker.settlement import Settlement
 from amqptasks.worker.storer import Storer
 
@@ -121,6 +121,7 @@ class Worker:
         finally:
             self._restore_signals()
             self.pool.kill()
+            self._storer.kill()
         signals.worker_shutdown.send(self)
         return self._exit_code
 
@@ -129,7 +130,7 @@ class Worker:
         self.loop = loop = Loop()
         backoff = Backoff(max_s=conf.broker_connection_retry_interval_max)
         self._confirms = ConfirmChannel(loop)
-        self._storer = Storer(loop, lambda: app.backend)
+        self._storer = Storer(lambda: app.backend, conf.result_serializer, self._make_storing_pool)
         self._settlement = Settlement(self._confirms, app.sender, self._storer, self.hostname, self._settled)
         self._publish_link = self._link("worker publisher", self._publish_up, self._publish_down, backoff)
         self._consume_link = self._link("worker consumer", self._consume_up, self._consume_down, backoff)
@@ -189,12 +190,24 @@ class Worker:
             from amqptasks.worker.pools.prefork import PreforkPool
 
             pool = PreforkPool(self.loop, self.concurrency, events, self._executor.run)
-            pool.close_in_child = self._abandon_connections
+            pool.close_in_child = lambda: self._close_in_child(self._storer.pool)
             pool.nodename = self.hostname
             return pool
         from amqptasks.worker.pools.threads import ThreadPool
 
         return ThreadPool(self.loop, self.concurrency, events, self._executor.run)
+
+    def _make_storing_pool(self, events: PoolEvents, run: Run) -> Pool:
+        if self.pool.can_kill:
+            from amqptasks.worker.pools.prefork import PreforkPool
+
+            pool = PreforkPool(self.loop, 1, events, run)
+            pool.close_in_child = lambda: self._close_in_child(self.pool)
+            pool.runs_tasks, pool.child_name = False, "Storer"
+            return pool
+        from amqptasks.worker.pools.threads import ThreadPool
+
+        return ThreadPool(self.loop, 1, events, run)
 
     def _select_queues(self) -> list[Queue]:
         routing = self.app.sender.routing
@@ -269,9 +282,12 @@ class Worker:
                 print(f"{self.hostname} ready.", file=sys.__stdout__, flush=True)
             signals.worker_ready.send(self)
 
-    def _abandon_connections(self) -> None:
+    def _close_in_child(self, other: Pool | None) -> None:
         self._consume_link.abandon()
         self._publish_link.abandon()
+        close_slots = getattr(other, "close_slots_in_child", None)
+        if close_slots is not None:
+            close_slots()
 
     def _on_pace(self, is_short: bool) -> None:
         """Prefetch more while tasks are so short that acks and deliveries take longer than they do."""
@@ -313,6 +329,7 @@ class Worker:
         reap = getattr(self.pool, "reap", None)
         if reap is not None:
             reap()
+        self._storer.reap()
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -353,6 +370,7 @@ class Worker:
         signals.worker_shutting_down.send(self.hostname, sig=why, how="Cold", exitcode=EXIT_FAILURE)
         self._deliveries.abandon()
         self.pool.kill()
+        self._storer.kill()
         self._farewell()
 
     def _farewell(self) -> None:
@@ -361,13 +379,15 @@ class Worker:
         for consumer in self._consumers:
             consumer.flush()
         self.pool.stop()
+        self._storer.stop()
         self._consume_link.stop()
         self._publish_link.stop()
         self._last_look(monotonic() + FAREWELL_S)
 
     def _last_look(self, deadline: float) -> None:
         links_open = self._consume_link.is_up or self._publish_link.is_up
-        if (links_open or (self.pool.can_kill and not self.pool.is_stopped)) and monotonic() < deadline:
+        children_left = (self.pool.can_kill and not self.pool.is_stopped) or not self._storer.is_stopped
+        if (links_open or children_left) and monotonic() < deadline:
             self.loop.call_later(LOOK_S, lambda: self._last_look(deadline))
         else:
             self.loop.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -294,6 +295,37 @@ def test_a_result_that_never_can_be_stored_takes_the_message_to_the_dead_letters
         assert worker.log.count(f"Cannot store the result of task {result.id} in") == 2
         second = shop.tasks.add.delay(3, 4)
         assert shop.dead_letter_of(second.id)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_the_worker_itself_stores_in_every_pool_and_whatever_dies(tmp_path: Path, broker_url: str, pool: str) -> None:
+    # Given a database that is not there yet, and a task that came too late
+    source = f"""
+    app.conf.update(
+        result_backend="db+sqlite:///{tmp_path}/later/results.db", result_backend_max_sleep_between_retries_ms=100
+    )
+
+    @app.task
+    def add(x, y):
+        return x + y
+    """
+    with Workshop(tmp_path, broker_url, source) as shop:
+        worker = shop.start("-c", "2", "-P", pool)
+        expired = shop.tasks.add.apply_async((1, 2), expires=-1)
+        worker.wait_for(f"Cannot store the result of task {expired.id} in")
+        if pool == "prefork":
+            # When the process that tries to store its result dies, another goes on
+            os.kill(worker.children()[-1], signal.SIGKILL)
+            worker.wait_for(r"Storer-1 ended \(signal 9 \(SIGKILL\)\); starting another")
+        # And when the database is there
+        (tmp_path / "later").mkdir()
+        # Then the result is
+        with pytest.raises(TaskRevokedError):
+            expired.get(timeout=20)
+        # And tasks run as ever, and the worker ends as ever
+        assert shop.tasks.add.delay(1, 2).get(timeout=20) == 3
+        shop.is_waiting(0)
+        assert worker.stop() == 0
 
 
 def test_a_worker_whose_results_never_can_be_stored_does_not_start(tmp_path: Path, broker_url: str) -> None:

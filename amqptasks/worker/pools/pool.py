@@ -25,6 +25,10 @@ QUICK_DEATH_S = 1.0
 RESPAWN_S = 1.0
 
 
+#: Runs the task of a frame; the second argument sends a frame to the parent at once.
+Run = Callable[[list[Any], Callable[[bytes], None]], Outcome]
+
+
 @dataclass(frozen=True, slots=True)
 class PoolEvents:
     """Who the pool tells. Called on the loop's thread.
@@ -49,9 +53,7 @@ class Pool(ABC):
     #: Whether a running task can be ended from outside.
     can_kill = False
 
-    def __init__(
-        self, loop: Loop, size: int, events: PoolEvents, run: Callable[[list[Any], Callable[[bytes], None]], Outcome]
-    ) -> None:
+    def __init__(self, loop: Loop, size: int, events: PoolEvents, run: Run) -> None:
         self.loop = loop
         self.size = size
         self.slots: list[Slot] = []

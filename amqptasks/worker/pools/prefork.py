@@ -33,11 +33,14 @@ class PreforkPool(Pool):
 
     Attributes:
         close_in_child: Called in each new child to close the parent's sockets.
+        runs_tasks: False for a helper of the worker's own, of which nobody else is told.
     """
 
     can_kill = True
     close_in_child: Callable[[], None] | None = None
     nodename: str | None = None
+    runs_tasks = True
+    child_name = "ForkPoolWorker"
 
     def start(self) -> None:
         """Fork the children."""
@@ -54,7 +57,7 @@ class PreforkPool(Pool):
         """Fork a child."""
         ours, theirs = socket.socketpair()
         mark, gate = Mark(), self._context.Lock()
-        name = f"ForkPoolWorker-{index + 1}"
+        name = f"{self.child_name}-{index + 1}"
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         parent = os.getpid()
@@ -62,7 +65,7 @@ class PreforkPool(Pool):
         if pid == 0:
             code = 1
             try:
-                logs.enter_child(index + 1)
+                logs.enter_child(index + 1 if self.runs_tasks else 0)
                 self._child_main(parent, ours, theirs, mark, gate, name)
                 code = 0
             except BaseException:
@@ -81,9 +84,7 @@ class PreforkPool(Pool):
         self, parent: int, ours: socket.socket, theirs: socket.socket, mark: Mark, gate: Any, name: str
     ) -> None:
         ours.close()
-        for slot in self.slots:
-            with contextlib.suppress(OSError):
-                os.close(slot.fileno())
+        self.close_slots_in_child()
         if self.close_in_child is not None:
             self.close_in_child()
         # Ctrl-C and service managers signal the whole group: the parent decides what it means. A handler that does
@@ -93,11 +94,19 @@ class PreforkPool(Pool):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._context.current_process().name = name
         threading.Thread(target=_end_with_parent, args=(parent,), name="amqptasks-parent", daemon=True).start()
-        signals.worker_process_init.send(self.nodename)
+        if self.runs_tasks:
+            signals.worker_process_init.send(self.nodename)
         try:
             serve(theirs, mark, gate, self._run)
         finally:
-            signals.worker_process_shutdown.send(None, pid=os.getpid(), exitcode=0)
+            if self.runs_tasks:
+                signals.worker_process_shutdown.send(None, pid=os.getpid(), exitcode=0)
+
+    def close_slots_in_child(self) -> None:
+        """Close, in a new child, the parent's ends of all slots: while any process holds one, its child sees no end."""
+        for slot in self.slots:
+            with contextlib.suppress(OSError):
+                os.close(slot.fileno())
 
     def reap(self) -> None:
         """Look which children have ended. Called when the process gets SIGCHLD."""
