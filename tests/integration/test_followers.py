@@ -1,4 +1,4 @@
-"""The answers of what follows a task: callbacks are read through ``children``, whether or not they have answered yet."""
+"""The answers of what follows a task: callbacks are read through ``children``, answered or not."""
 
 from __future__ import annotations
 

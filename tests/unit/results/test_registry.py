@@ -116,7 +116,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-store\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[amqptasks.result_backends]\ntheirs = their_store:Theirs\nbroken = their_store:Missing\nrpc = their_store:Theirs\n"
+        "[amqptasks.result_backends]\n"
+        "theirs = their_store:Theirs\nbroken = their_store:Missing\nrpc = their_store:Theirs\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
 
