@@ -148,13 +148,19 @@ def _connections() -> Any:
     return connections
 
 
+def _has_settings() -> bool:
+    """Whether Django knows its settings here: a program may have Django imported and be no project of it."""
+    conf = sys.modules.get("django.conf")
+    return bool(os.environ.get(SETTINGS_VARIABLE)) or (conf is not None and bool(conf.settings.configured))
+
+
 def on_commit(what: str, send: Callable[[], Any]) -> None:
     """Call a function once the running transaction is committed, at once outside of one, and never if it is undone.
 
     Raises:
         ImproperlyConfigured: This is no Django project.
     """
-    if "django" not in sys.modules and not os.environ.get(SETTINGS_VARIABLE):
+    if not _has_settings():
         raise ImproperlyConfigured(f"{what} waits for Django's transaction to end, and this is no Django project")
     transaction: Any = importlib.import_module("django.db.transaction")
     transaction.on_commit(send)
@@ -166,7 +172,7 @@ def installed_apps() -> Iterable[str]:
     Raises:
         ImproperlyConfigured: This is no Django project.
     """
-    if "django" not in sys.modules and not os.environ.get(SETTINGS_VARIABLE):
+    if not _has_settings():
         raise ImproperlyConfigured(
             "autodiscover_tasks() without packages looks into Django's installed apps, and this is no Django project: "
             "name the packages"

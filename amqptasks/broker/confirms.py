@@ -20,7 +20,14 @@ from amqptasks.broker.frames import publish_frames
 from amqptasks.broker.link import Connection
 from amqptasks.broker.loop import Loop
 from amqptasks.broker.needs import Need
-from amqptasks.exceptions import EncodeError, NotSent, OperationalError, TopologyConflict, Unroutable
+from amqptasks.exceptions import (
+    EncodeError,
+    ImproperlyConfigured,
+    NotSent,
+    OperationalError,
+    TopologyConflict,
+    Unroutable,
+)
 from amqptasks.wire.message import EncodedMessage
 
 logger = logging.getLogger(__name__)
@@ -246,7 +253,13 @@ class ConfirmChannel:
                 self._queue.append(out)
 
         self._declaring += 1
-        declarer.ensure(need.key, need.steps(self._version), declared)
+        try:
+            steps = need.steps(self._version)
+        except ImproperlyConfigured as error:
+            # What is to be declared cannot be: known only now, for it depends on the broker's version.
+            self._finish_unwritten(out, NotSent(str(error)))
+            return
+        declarer.ensure(need.key, steps, declared)
 
     def _write(self, connection: Connection, out: Outgoing) -> None:
         if not out.claim():

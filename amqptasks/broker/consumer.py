@@ -19,7 +19,7 @@ from amqptasks.broker.incoming import Properties
 from amqptasks.broker.link import Backoff, Connection
 from amqptasks.broker.loop import Loop
 from amqptasks.broker.needs import Need
-from amqptasks.exceptions import OperationalError, TopologyConflict
+from amqptasks.exceptions import ImproperlyConfigured, OperationalError, TopologyConflict
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,12 @@ class QueueConsumer:
         if self._need is None:
             self._open()
         else:
-            self._declarer.ensure(self._need.key, self._need.steps(self._version), self._declared)
+            try:
+                steps = self._need.steps(self._version)
+            except ImproperlyConfigured as error:
+                self._declared(TopologyConflict(str(error)))
+                return
+            self._declarer.ensure(self._need.key, steps, self._declared)
 
     def _declared(self, error: OperationalError | None) -> None:
         if error is None:

@@ -156,6 +156,12 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
         if data:
             transport.write(data)
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes wait here for the socket to take them."""
+        transport = self._transport
+        return bool(self._kept) or (transport is not None and transport.get_write_buffer_size() > 0)
+
     # -- writing from other threads
 
     def begin_direct(self) -> bool:

@@ -28,7 +28,7 @@ from amqptasks.wire.message import EncodedMessage
 logger = logging.getLogger(__name__)
 
 #: How long the exit of the program waits for messages sent without confirms to leave, seconds.
-EXIT_FLUSH_S = 2.0
+EXIT_FLUSH_S = 10.0
 #: How long closing waits for the connection's end, seconds.
 CLOSE_TIMEOUT_S = 1.0
 
@@ -351,8 +351,11 @@ class Publisher:
         deadline = time.monotonic() + timeout_s
 
         def look() -> None:
-            channel = self._channel
-            if not self._inbox and (channel is None or not channel.waiting):
+            channel, link = self._channel, self._link
+            connection = None if link is None else link.connection
+            # Without confirms a message counts as sent once it is in the buffer: that must leave too.
+            has_unsent = connection is not None and connection.has_unsent
+            if not self._inbox and (channel is None or not channel.waiting) and not has_unsent:
                 idle.set()
             elif time.monotonic() < deadline:
                 self._thread.loop().call_later(0.005, look)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ EXAMPLE = ROOT / "scripts" / "example"
 def test_the_sample_settings_are_valid_and_declare_their_queues(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given the sample module, where a project would have it / When an app reads it
     monkeypatch.syspath_prepend(str(ROOT / "config"))
+    monkeypatch.delitem(sys.modules, "celeryconfig", raising=False)
     app = App("sample", set_as_current=False)
     app.config_from_object("celeryconfig", force=True)
     # Then all its settings are known, and its queues are there
