@@ -306,7 +306,7 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Django": lambda: hasattr(Task, "delay_on_commit"),
     "Task handlers (`on_success`, `on_failure`, …), `task_annotations`": lambda: hasattr(Task, "on_failure"),
     "Eager mode, `apply()`": lambda: hasattr(Task, "apply"),
-    "Results in a database (SQLAlchemy), or kept in RabbitMQ for any process": _results_in("db+sqlite:///:memory:"),
+    "Results in a database (SQLAlchemy), or kept in RabbitMQ for any process": _results_in("db+sqlite:///results.db"),
     "Signed messages": lambda: hasattr(App, "setup_security"),
     "Retries: `self.retry()`, `autoretry_for`": lambda: hasattr(Task, "retry"),
     "Time limits": _acts("task_time_limit"),
