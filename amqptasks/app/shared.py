@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 
 from amqptasks.app import context, current
 from amqptasks.app.task import Task
+from amqptasks.exceptions import AmqptasksError
 
 if TYPE_CHECKING:
     from amqptasks.app.app import App
@@ -35,7 +36,14 @@ class Proxy:
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        return type(self._find())
+        return self._kind(Proxy)
+
+    def _kind(self, otherwise: type) -> Any:
+        # isinstance() asks, of any object that it is given, and is not to fail for lack of an app.
+        try:
+            return type(self._find())
+        except AmqptasksError:
+            return otherwise
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._find(), name)
@@ -85,8 +93,7 @@ class SharedTask(Proxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        # Asked by isinstance() and by documentation tools, perhaps before there is an app.
-        return Task if current.current_app_or_none() is None else type(self._find())
+        return self._kind(Task)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function here and now."""

@@ -58,6 +58,8 @@ def test_the_app_made_last_is_the_current_one_in_every_thread(app: App) -> None:
 def test_without_an_app_the_error_says_what_to_do(no_app: None) -> None:
     with pytest.raises(ImproperlyConfigured, match="none has been made: import the module that makes your App"):
         current_app.conf  # noqa: B018
+    # But it may be asked what it is, as tools do with whatever they meet
+    assert not isinstance(current_app, App)
 
 
 def test_the_current_task_is_the_one_that_runs(app: App) -> None:
