@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from amqptasks.cli.common import CliError, Globals, did_you_mean, json_array, js
 from amqptasks.cli.completion import complete_queue, complete_task
 from amqptasks.cli.elements import Command
 from amqptasks.cli.purge import warn_of_slips
+
+if TYPE_CHECKING:
+    from amqptasks.app.app import App
 
 __all__ = ["call"]
 
@@ -51,8 +54,8 @@ def call(obj: Globals, /, name: str, args: list[Any], kwargs: dict[str, Any], **
         given["eta"] = _moment("--eta", given["eta"], app.timezone)
     if "expires" in given:
         given["expires"] = _seconds_or_moment("--expires", given["expires"], app.timezone)
-    if app.backend.in_message:
-        # The answer would go to this process, which is about to end.
+    if app.backend.in_message and not _is_kept(app, name):
+        # The answer would go to this process alone, which is about to end.
         given["ignore_result"] = True
     if name not in app.tasks:
         hint = did_you_mean(name, app.tasks)
@@ -65,6 +68,12 @@ def call(obj: Globals, /, name: str, args: list[Any], kwargs: dict[str, Any], **
     finally:
         app.close()
     click.echo(task_id)
+
+
+def _is_kept(app: App, name: str) -> bool:
+    """Whether the broker keeps the task's result for any process."""
+    own = getattr(app.tasks.get(name), "persist_result", None)
+    return bool(app.conf.task_persist_result if own is None else own)
 
 
 def _moment(option: str, text: str, zone: Any) -> datetime:

@@ -35,6 +35,10 @@ def basket():
 def fail(text):
     raise ValueError(text)
 
+@app.task(name="shop.kept", persist_result=True)
+def kept():
+    return "kept"
+
 @app.task(name="shop.behind")
 def behind(name):
     gate(name)
@@ -113,6 +117,18 @@ def test_an_rpc_result_of_another_process_is_refused_at_once(shop: Workshop, she
         assert done.stdout == ""
     # But an app without any backend hears that
     assert "No result backend" in shell("--result-backend", "disabled://", "result", "some-id", code=2).stderr
+
+
+def test_a_result_that_rabbitmq_keeps_is_read_by_another_process(shop: Workshop, shell: Callable[..., Any]) -> None:
+    # Given a worker that answers over rpc
+    shop.start("-P", "solo", "-Q", f"{shop.queue}-kept", env={"AMQPTASKS_RESULT_BACKEND": "rpc://"})
+    shop.also_delete(f"{shop.queue}-kept")
+    # When one process sends a task that keeps its result, and ends / Then another can read it
+    rpc = ("--result-backend", "rpc://")
+    task_id = shell(*rpc, "call", "shop.kept", "--queue", f"{shop.queue}-kept").stdout.strip()
+    shop.also_delete(f"amqptasks.result.{task_id}")
+    assert shell(*rpc, "result", "--timeout", "20", task_id).stdout == "kept\n"
+    assert shell(*rpc, "result", "-t", "shop.kept", task_id).stdout == "kept\n"
 
 
 # -- report
