@@ -19,6 +19,7 @@ from amqptasks.result import (
     denied_join_result,
     result_from_tuple,
 )
+from amqptasks.results import context
 from amqptasks.results.backend import DisabledBackend
 from amqptasks.results.context import set_default_app
 from amqptasks.results.memory import MemoryBackend
@@ -267,7 +268,9 @@ def test_handles_are_copied_and_pickled_without_their_backend(result, backend, s
         set_default_app(None)
 
 
-def test_a_handle_without_an_app_says_what_to_do():
+def test_a_handle_without_an_app_says_what_to_do(monkeypatch):
+    # Given that no app of another test is still there
+    monkeypatch.setattr(context, "_app_provider", None)
     with pytest.raises(ImproperlyConfigured, match=r"task t .*app="):
         AsyncResult("t").ready()
 
