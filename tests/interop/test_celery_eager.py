@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationInfo, field_validator
 import amqptasks
 import amqptasks.exceptions
 import amqptasks.signals
+from amqptasks.app import current
 
 SIGNALS = ("task_prerun", "task_postrun", "task_success", "task_failure")
 
@@ -84,8 +85,10 @@ def plain(value: Any, side: Side) -> Any:
 
 
 @pytest.fixture
-def sides() -> Iterator[tuple[Side, Side]]:
+def sides(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Side, Side]]:
     """Celery's side and ours."""
+    # Our app is the current one for the length of a test alone.
+    monkeypatch.setattr(current, "_current", None)
     both = Side(celery), Side(amqptasks)
     yield both
     for side in both:

@@ -32,7 +32,8 @@ def no_app(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def own_makers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test shares is for its own apps alone."""
+    """What a test shares is for its own apps alone, and its app is the current one for its own length."""
+    monkeypatch.setattr(current, "_current", None)
     monkeypatch.setattr(current, "_makers", [])
     monkeypatch.setattr(current, "_apps", weakref.WeakSet())
 

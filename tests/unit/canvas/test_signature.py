@@ -11,6 +11,7 @@ import pytest
 from amqptasks.canvas import Signature, group, maybe_signature, signature
 from amqptasks.canvas import signature as signature_function
 from amqptasks.exceptions import ImproperlyConfigured, InvalidTaskError
+from amqptasks.results import context
 
 
 def test_a_call_is_a_dict_with_celerys_keys(add):
@@ -153,7 +154,9 @@ def test_maybe_signature_leaves_none_and_binds_the_app(app):
     assert maybe_signature(bound, clone=True) is not bound
 
 
-def test_a_call_without_an_app_says_what_to_do():
+def test_a_call_without_an_app_says_what_to_do(monkeypatch):
+    # Given no app, whatever other tests have made
+    monkeypatch.setattr(context, "_app_provider", None)
     with pytest.raises(ImproperlyConfigured, match=r"tasks\.add\(1\).*app="):
         signature_function("tasks.add", args=(1,)).delay()
 
