@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 
 from amqptasks.exceptions import BackendError, ContentError, ImproperlyConfigured
-from amqptasks.results.database_tables import Rows, make_tables, store_statements, upsert
+from amqptasks.results.database_tables import Put, Rows, make_tables, put_statements, store_statements
 from amqptasks.results.payload import Payloads
 from amqptasks.results.record import ResultRecord
 from amqptasks.states import READY_STATES
@@ -111,23 +111,30 @@ class Database:
 
     def store(self, record: ResultRecord) -> None:
         """Keep a record, unless the row that is there says more (`record.supersedes`)."""
-        row = self.set_up().of_record(record)
-        one, update, insert = store_statements(self._tables.tasks, row, record.is_final, self._dialect)
-        self._put(one, update, insert)
+        rows = self.set_up()
+        put = rows.puts.get(record.is_final)
+        if put is None:
+            put = store_statements(self._tables.tasks, rows.columns, record.is_final, self._dialect)
+            rows.puts[record.is_final] = put
+        self._put(put, rows.of_record(record), record.task_id)
 
     def select(self, ids: Sequence[str], *, only_final: bool = False) -> list[ResultRecord]:
         """Return the records of these tasks; of those that are not known, none."""
-        table, rows = self._tables.tasks, self._rows()
+        rows = self._rows()
         if rows is None:
             return []
-        columns = [table.c[name] for name in sorted(rows.columns)]
+        query = rows.queries.get(only_final)
+        if query is None:
+            table = self._tables.tasks
+            query = sa.select(*(table.c[name] for name in sorted(rows.columns)))
+            query = query.where(table.c.task_id.in_(sa.bindparam("ids", expanding=True)))
+            if only_final:
+                query = query.where(table.c.status.in_(sorted(READY_STATES)))
+            rows.queries[only_final] = query
         found: list[dict[str, Any]] = []
         with self._connect() as connection:
             for chunk in _chunks(ids):
-                query = sa.select(*columns).where(table.c.task_id.in_(chunk))
-                if only_final:
-                    query = query.where(table.c.status.in_(sorted(READY_STATES)))
-                found += [dict(row) for row in connection.execute(query).mappings()]
+                found += [dict(row) for row in connection.execute(query, {"ids": chunk}).mappings()]
         return [rows.to_record(row) for row in found]
 
     def delete(self, task_id: str) -> None:
@@ -141,8 +148,7 @@ class Database:
         self.set_up()
         table = self._tables.groups
         row = {"taskset_id": group_id, "result": self._payloads.dumps(plain), "date_done": _now()}
-        update = sa.update(table).where(table.c.taskset_id == group_id).values(**row)
-        self._put(upsert(table, "taskset_id", row, self._dialect), update, sa.insert(table).values(**row))
+        self._put(put_statements(table, "taskset_id", row, self._dialect), row, group_id)
 
     def select_group(self, group_id: str) -> Any:
         """Return a group's plain tuple, or None."""
@@ -179,16 +185,16 @@ class Database:
         with self._connect() as connection:
             connection.execute(sa.delete(table).where(table.c[key] == value))
 
-    def _put(self, one: Any, update: Any, insert: Any) -> None:
+    def _put(self, put: Put, row: dict[str, Any], key: str) -> None:
         with self._connect() as connection:
-            if one is not None:
-                connection.execute(one)
-            elif not connection.execute(update).rowcount:
+            if put.one is not None:
+                connection.execute(put.one, row)
+            elif not connection.execute(put.update, row | {"key": key}).rowcount:
                 try:
-                    connection.execute(insert)
+                    connection.execute(put.insert, row)
                 except sa.exc.IntegrityError:
                     # It is there: another process was quicker, or the update left it alone. It decides again.
-                    connection.execute(update)
+                    connection.execute(put.update, row | {"key": key})
 
     # -- the tables
 

@@ -7,7 +7,7 @@ two keys and passes over all others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final
@@ -20,7 +20,7 @@ from amqptasks.results.payload import Payloads
 from amqptasks.results.record import ResultRecord
 from amqptasks.states import READY_STATES, SUCCESS
 
-__all__ = ["Rows", "Tables", "make_tables", "store_statements", "upsert"]
+__all__ = ["Put", "Rows", "Tables", "make_tables", "put_statements", "store_statements"]
 
 TASKS_NAME: Final = "celery_taskmeta"
 GROUPS_NAME: Final = "celery_tasksetmeta"
@@ -93,36 +93,45 @@ def _may_be_replaced(tasks: sa.Table, by_final: bool) -> sa.ColumnElement[bool]:
     return sa.or_(status.is_(None), status.not_in(sorted(READY_STATES)))
 
 
-def upsert(table: sa.Table, key: str, values: Mapping[str, Any], dialect: str, condition: Any = None) -> Any:
-    """Make the one statement that inserts a row, or updates the one of that key; None where a dialect has none."""
-    insert = _UPSERTS.get(dialect)
-    if insert is None:
-        return None
-    statement = insert(table).values(**values)
-    changes = {name: statement.excluded[name] for name in values if name != key}
-    return statement.on_conflict_do_update(index_elements=[table.c[key]], set_=changes, where=condition)
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Statements that together put a row in place, for any values: made once, for building them costs more than that.
 
-
-def store_statements(tasks: sa.Table, values: Mapping[str, Any], is_final: bool, dialect: str) -> tuple[Any, Any, Any]:
-    """Make what stores a row without ever undoing more than it may: (upsert or None, update, insert).
-
-    Where there is no upsert: update, insert if that found no row, update again if the insert found one after all. Each
-    statement decides by itself, so no lock and no transaction is needed between them.
+    Attributes:
+        one: Inserts or updates at once; None for a database of which no such statement is known.
+        update, insert: Otherwise: update; insert if that found no row; update again if there was one after all. Each
+            decides by itself, so no lock and no transaction is needed between them. The key of ``update`` is the
+            parameter ``key``.
     """
-    condition = _may_be_replaced(tasks, is_final)
-    one = upsert(tasks, "task_id", values, dialect, condition)
-    if one is not None:
-        return one, None, None
-    changes = {name: value for name, value in values.items() if name != "task_id"}
-    update = sa.update(tasks).where(tasks.c.task_id == values["task_id"], condition).values(**changes)
-    return None, update, sa.insert(tasks).values(**values)
+
+    one: Any
+    update: Any
+    insert: Any
+
+
+def put_statements(table: sa.Table, key: str, columns: Collection[str], dialect: str, condition: Any = None) -> Put:
+    """Make what puts rows with these columns in place, if the row that is there meets the condition."""
+    update = sa.update(table).where(table.c[key] == sa.bindparam("key"))
+    if condition is not None:
+        update = update.where(condition)
+    make = _UPSERTS.get(dialect)
+    if make is None:
+        return Put(None, update, sa.insert(table))
+    insert = make(table)
+    changes = {name: insert.excluded[name] for name in columns if name != key}
+    return Put(insert.on_conflict_do_update(index_elements=[table.c[key]], set_=changes, where=condition), None, None)
+
+
+def store_statements(tasks: sa.Table, columns: Collection[str], is_final: bool, dialect: str) -> Put:
+    """Make what stores results without ever undoing more than they may (`record.supersedes`)."""
+    return put_statements(tasks, "task_id", columns, dialect, _may_be_replaced(tasks, is_final))
 
 
 # ---- Rows
 
 
 class Rows:
-    """Turns records into rows and back.
+    """Turns records into rows and back, and keeps the statements that were made for such rows.
 
     Args:
         columns: Names of the columns that the database's table really has.
@@ -131,6 +140,9 @@ class Rows:
     def __init__(self, payloads: Payloads, columns: frozenset[str]) -> None:
         self._payloads = payloads
         self.columns = columns
+        #: Statements for these columns, by whether they are for final states.
+        self.puts: dict[bool, Put] = {}
+        self.queries: dict[bool, Any] = {}
 
     def of_record(self, record: ResultRecord) -> dict[str, Any]:
         """Make the row of a record.
