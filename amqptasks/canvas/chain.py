@@ -110,7 +110,7 @@ class chain(Signature):
         for key in ("root_id", "parent_id"):
             if own[key]:
                 first_options[key] = own[key]
-        with expecting(self.app, (leaf for result in results[1:] for leaf in result.leaves())):
+        with expecting(self.app, (leaf for result in results for leaf in result.leaves())):
             sent = steps[0].apply_async(**first_options)
         return sent if len(steps) == 1 else results[-1]
 

@@ -340,6 +340,8 @@ class Signature(dict[str, Any]):
             reply_to = app.backend.reply_to()
             if reply_to is not None:
                 options["reply_to"] = reply_to
+                # Whoever sends it, its answer comes here, and this handle is how it is asked for.
+                app.backend.expect(task_id)
         return result
 
     def _ignores_result(self) -> bool:

@@ -58,6 +58,22 @@ def to_plain(exc: BaseException, serializer: str = "json") -> dict[str, Any]:
     }
 
 
+# Errors of ours that Celery has under the same name travel under its name, so that its clients catch their own class.
+_THEIR_HOMES = {
+    name: module
+    for module, names in {
+        "celery.exceptions": (
+            "AlreadyRegistered BackendError BackendGetMetaError BackendStoreError ChordError Ignore "
+            "ImproperlyConfigured IncompleteStream InvalidTaskError MaxRetriesExceededError NotRegistered "
+            "QueueNotFound Reject Retry SecurityError TaskError TaskPredicate TaskRevokedError TimeoutError "
+            "WorkerShutdown WorkerTerminate"
+        ),
+        "billiard.exceptions": "SoftTimeLimitExceeded Terminated TimeLimitExceeded WorkerLostError",
+        "kombu.exceptions": "ContentDisallowed DecodeError EncodeError OperationalError",
+    }.items()
+    for name in names.split()
+}
+
 # type's own attributes, past whatever a metaclass puts before them.
 _qualname = type.__dict__["__qualname__"].__get__
 
@@ -68,6 +84,8 @@ def _class_name(kind: type) -> str:
 
 def _module_name(kind: type) -> str:
     module = type.__getattribute__(kind, "__module__")
+    if module == exceptions.__name__:
+        module = _THEIR_HOMES.get(_class_name(kind), module)
     return _writable(module)[:_MAX_NAME] if isinstance(module, str) else "builtins"
 
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from amqptasks.exceptions import DecodeError, InvalidTaskError
+from amqptasks.exceptions import InvalidTaskError
 from amqptasks.wire.compression import decompress
-from amqptasks.wire.reprs import printable
+from amqptasks.wire.reprs import printable, short_repr
 from amqptasks.wire.serializers import Limits, loads
 
 MAX_ID_CHARACTERS: Final = 255
@@ -88,12 +88,11 @@ _BROKER_HEADERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-deliv
 
 @dataclass(frozen=True, slots=True)
 class TaskHead:
-    """What the properties and headers of a message say. ``body`` is None unless it had to be read to learn the name."""
+    """What the properties and headers of a message say. For protocol 1, headers made of the body."""
 
     id: str
     task: str
     headers: Mapping[str, Any]
-    body: TaskBody | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ def read_head(
         DecodeError: The body had to be read (protocol 1) and could not.
     """
     if not isinstance(headers, Mapping) or "task" not in headers:
-        return _read_version_1(content_type, content_encoding, body, accept, limits)
+        return _read_version_1(headers, content_type, content_encoding, body, accept, limits)
     task_id, name = _identity(headers.get("id"), headers["task"])
     has_foreign = False
     for key, value in headers.items():
@@ -173,7 +172,7 @@ def read_body(
     accept: frozenset[str],
     limits: Limits,
 ) -> TaskBody:
-    """Decode the body of a protocol 2 message.
+    """Decode the body of a message of either protocol.
 
     Raises:
         ContentDisallowed: Its content type is not accepted; it was not looked at.
@@ -181,8 +180,8 @@ def read_body(
         InvalidTaskError: It is not ``[args, kwargs, embed]``.
     """
     value = _decode(headers, content_type, content_encoding, body, accept, limits)
-    if isinstance(value, Mapping) and "args" in value:
-        # Protocol 2 headers with a protocol 1 body: Celery reads it too.
+    if isinstance(value, Mapping) and ("args" in value or "task" in value):
+        # Protocol 1. Celery reads such a body under the headers of protocol 2 too.
         return _body_of_mapping(value)
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         shape = (
@@ -239,22 +238,33 @@ def _body_of_mapping(value: Mapping[str, Any]) -> TaskBody:
 
 
 def _read_version_1(
-    content_type: Any, content_encoding: Any, body: bytes, accept: frozenset[str], limits: Limits
+    given: Any, content_type: Any, content_encoding: Any, body: bytes, accept: frozenset[str], limits: Limits
 ) -> TaskHead:
-    value = _decode({}, content_type, content_encoding, body, accept, limits)
+    headers = without_broker_headers(given) if isinstance(given, Mapping) else {}
+    _check_header("compression", headers.get("compression"))
+    value = _decode(headers, content_type, content_encoding, body, accept, limits)
     if not isinstance(value, Mapping) or "task" not in value:
         raise InvalidTaskError("the message is no task: it has neither a 'task' header nor a body that names one")
     task_id, name = _identity(value.get("id"), value["task"])
-    headers: dict[str, Any] = {"id": task_id, "task": name}
-    for key, source in (("eta", "eta"), ("expires", "expires"), ("retries", "retries"), ("timelimit", "timelimit"),
-                        ("group", "taskset"), ("group_index", "group_index")):  # fmt: skip
-        if value.get(source) is not None:
-            headers[key] = value[source]
-    for key, given in headers.items():
-        check = _CHECKS.get(key)
-        if check is not None and not check[0](given):
-            raise InvalidTaskError(f"expected {key!r} to be {check[1]}, got: {printable(ascii(given), 80)}")
-    try:
-        return TaskHead(task_id, name, headers, _body_of_mapping(value))
-    except RecursionError as error:  # pragma: no cover - the limits on depth come first
-        raise DecodeError("the body is nested too deeply") from error
+    # Only headers are made of it: the child decodes the body again, for typed values do not survive the way there.
+    parsed = _body_of_mapping(value)
+    headers |= {
+        "id": task_id,
+        "task": name,
+        "argsrepr": short_repr(parsed.args),
+        "kwargsrepr": short_repr(parsed.kwargs),
+    }
+    for key in ("eta", "expires", "retries", "timelimit", "group", "group_index"):
+        if value.get(key) is not None:
+            headers[key] = value[key]
+    if value.get("taskset") is not None:
+        headers["group"] = value["taskset"]
+    for key, header in headers.items():
+        _check_header(key, header)
+    return TaskHead(task_id, name, headers)
+
+
+def _check_header(key: str, value: Any) -> None:
+    known = _CHECKS.get(key)
+    if known is not None and value is not None and not known[0](value):
+        raise InvalidTaskError(f"expected header {key!r} to be {known[1]}, got: {printable(ascii(value), 80)}")

@@ -75,7 +75,8 @@ class Deliveries:
             return
         self._ledger.begin(request)
         if self._log_received:
-            logger.info("Task %s[%s] received", shown_name(request.task_name, request.headers.get("shadow")), request.id)
+            name = shown_name(request.task_name, request.headers.get("shadow"))
+            logger.info("Task %s[%s] received", name, request.id)
         if signals.task_received:
             signals.task_received.send(self, request=request)
         self._dispatcher.add(request)
@@ -267,7 +268,7 @@ class Deliveries:
         delivery = request.delivery
         properties = delivery.properties
         try:
-            body: TaskBody = request.body or read_body(
+            body: TaskBody = read_body(
                 request.headers, properties.content_type, properties.content_encoding, delivery.body, self._accept,
                 self._app.limits(),
             )  # fmt: skip

@@ -75,10 +75,7 @@ class Executor:
         (_number, name, task_id, headers, body, content_type, content_encoding, reply_to, correlation_id, priority,
          delivery_mode, exchange, routing_key, redelivered) = frame  # fmt: skip
         try:
-            if type(body) is list:
-                parsed = TaskBody(*body)
-            else:
-                parsed = read_body(headers, content_type, content_encoding, body, self._accept, self._limits)
+            parsed = read_body(headers, content_type, content_encoding, body, self._accept, self._limits)
         except (ContentError, InvalidTaskError) as error:
             return self._unreadable(name, task_id, headers, reply_to, correlation_id, error)
         request = make_request(headers, parsed)
@@ -232,6 +229,9 @@ def make_request(headers: dict[str, Any], body: TaskBody) -> Context:
         elif key != "compression" and not key.startswith("x-"):
             own = own or {}
             own[key] = value
+            if not key.startswith("_") and not hasattr(Context, key):
+                # As in Celery, it is a field too; it must not take the place of one that has a meaning.
+                fields[key] = value
     fields["headers"] = own
     fields["args"] = body.args
     fields["kwargs"] = body.kwargs

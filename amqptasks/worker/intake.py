@@ -106,7 +106,8 @@ class Intake:
         request = _request(delivery, head, task, self._acks_late if late is None else bool(late))
         if self._delivery_limit is not None and delivery.redelivered:
             count = dead_letters.delivery_count(delivery)
-            if count > self._delivery_limit:
+            # Not one later: at 20 RabbitMQ 4 deletes the message itself, without a word.
+            if count >= self._delivery_limit:
                 return Bury(
                     request, dead_letters.TOO_MANY_DELIVERIES,
                     InvalidTaskError(f"delivered {count + 1} times without being settled (task_delivery_limit)"),
@@ -128,7 +129,7 @@ class Intake:
 
 
 def _request(delivery: Delivery, head: TaskHead, task: Any, is_late: bool) -> Request:
-    return Request(delivery, head.id, head.task, task, head.headers, is_late, head.body)
+    return Request(delivery, head.id, head.task, task, head.headers, is_late)
 
 
 def _anonymous(delivery: Delivery) -> Request:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from amqptasks.broker.consumer import Delivery
-from amqptasks.wire.task import TaskBody
 
 
 class Request:
@@ -20,12 +19,11 @@ class Request:
     """
 
     __slots__ = (
-        "body", "delivery", "headers", "id", "is_acked", "is_done", "is_late", "number", "pending", "task", "task_name",
+        "delivery", "headers", "id", "is_acked", "is_done", "is_late", "number", "pending", "task", "task_name",
     )  # fmt: skip
 
     def __init__(
         self, delivery: Delivery, task_id: str, task_name: str, task: Any, headers: Mapping[str, Any], is_late: bool,
-        body: TaskBody | None = None,
     ) -> None:  # fmt: skip
         self.delivery = delivery
         self.id = task_id
@@ -33,7 +31,6 @@ class Request:
         self.task = task
         self.headers = headers
         self.is_late = is_late
-        self.body = body
         self.is_acked = False
         self.is_done = False
         self.number = 0
@@ -66,12 +63,8 @@ class Request:
         """Return the frame that gives it to a child."""
         delivery = self.delivery
         properties = delivery.properties
-        body: Any = delivery.body
-        if self.body is not None:
-            known = self.body
-            body = [known.args, known.kwargs, known.callbacks, known.errbacks, known.chain, known.chord]
         return [
-            number, self.task_name, self.id, self.headers, body, properties.content_type, properties.content_encoding,
-            properties.reply_to, properties.correlation_id, properties.priority, properties.delivery_mode,
-            delivery.exchange, delivery.routing_key, delivery.redelivered,
+            number, self.task_name, self.id, self.headers, delivery.body, properties.content_type,
+            properties.content_encoding, properties.reply_to, properties.correlation_id, properties.priority,
+            properties.delivery_mode, delivery.exchange, delivery.routing_key, delivery.redelivered,
         ]  # fmt: skip

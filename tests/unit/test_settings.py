@@ -7,6 +7,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,12 @@ def test_a_namespace_picks_its_own_names(conf: Conf) -> None:
     other = Conf(namespace="CELERY_")
     other.load_object(settings)
     assert other.task_serializer == "msgpack"
+
+
+def test_a_mistake_in_a_namespace_is_one_whatever_its_value_is(conf: Conf) -> None:
+    # Given a slip whose value is of a class that no plain setting has / When it is loaded / Then it is refused too
+    message = refusal(lambda: conf.load_object(module_of(SHOP_RESULT_EXPIRE=timedelta(1)), namespace="SHOP"))
+    assert "did you mean 'result_expires'?" in message
 
 
 def test_a_mistake_in_a_namespace_shows_the_whole_name(conf: Conf) -> None:

@@ -1,0 +1,107 @@
+"""Real Celery and amqptasks side by side: clients of both kinds in this process, workers of both kinds beside it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from amqptasks.broker.admin import Admin
+from amqptasks.broker.parameters import endpoints
+from tests.support import ROOT, WorkerProcess
+
+pytest.register_assert_rewrite("tests.interop.calls")
+
+from tests.interop.calls import Client, Gate, celery_client, our_client  # noqa: E402 - after its asserts were told to speak
+
+COMMANDS = {
+    # Without what only other Celery workers would hear: it starts faster.
+    "celery": (
+        *("-m", "celery", "-A", "tests.interop.tasks:celery_app", "worker", "-P", "prefork"),
+        *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+    ),
+    "amqptasks": ("-m", "amqptasks", "-A", "tests.interop.tasks:our_app", "worker"),
+}
+
+Start = Callable[..., WorkerProcess]
+
+
+@contextmanager
+def workers(broker_url: str) -> Iterator[Start]:
+    """Start workers: ``start("celery", queue, "quorum")``. At the end they must stop cleanly; their queues go."""
+    running: list[WorkerProcess] = []
+    queues: list[str] = []
+
+    def start(kind: str, queue: str, queue_type: str) -> WorkerProcess:
+        queues.append(queue)
+        node = f"{kind}-{uuid.uuid4().hex[:6]}@test"
+        environment = os.environ | {
+            "INTEROP_BROKER": broker_url, "INTEROP_QUEUE": queue, "INTEROP_QUEUE_TYPE": queue_type,
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "PYTHONUNBUFFERED": "1", "NO_COLOR": "1",
+        }  # fmt: skip
+        command = [sys.executable, *COMMANDS[kind], "-c", "2", "-l", "INFO", "-n", node]
+        process = WorkerProcess(command, directory=directory, log=directory / f"{node}.log", env=environment)
+        running.append(process)
+        return process
+
+    with tempfile.TemporaryDirectory(prefix="amqptasks-interop-") as name:
+        directory = Path(name)
+        try:
+            yield start
+            for process in running:
+                if "celery" in process.command:
+                    # A peer, not under test: its warm stop can take longer than a test may.
+                    process.expected_exits = None
+                    process.kill_group()
+                process.finish()
+        finally:
+            for process in running:
+                process.kill_group()
+            with Admin(endpoints([broker_url], heartbeat_s=10, connection_timeout_s=5, name="interop tests")) as admin:
+                for queue in queues:
+                    admin.delete(queue)
+                    admin.delete(f"{queue}.dead")
+
+
+@pytest.fixture(scope="module")
+def start_worker(broker_url: str) -> Iterator[Start]:
+    """Start a real worker of either kind for the tests of a module; see `workers`."""
+    with workers(broker_url) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def make_client(broker_url: str) -> Iterator[Callable[..., Client]]:
+    """Make a client of either kind: ``make_client("celery", queue, "quorum", task_protocol=1)``."""
+    makers = {"celery": celery_client, "amqptasks": our_client}
+    made: list[Client] = []
+
+    def make(kind: str, queue: str, queue_type: str, **settings: object) -> Client:
+        made.append(makers[kind](broker_url, queue, queue_type, **settings))
+        return made[-1]
+
+    yield make
+    with warnings.catch_warnings():
+        # Celery leaves its sockets to the collector.
+        warnings.simplefilter("ignore", ResourceWarning)
+        for client in made:
+            client.app.close()
+        made.clear()
+        gc.collect()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """A gate for one task. It is open at the end, whatever became of the test."""
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.open()

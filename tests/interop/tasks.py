@@ -1,0 +1,137 @@
+"""Tasks that run under real Celery and under amqptasks alike, and the two apps that carry them.
+
+A worker of either kind finds its app here: ``celery -A tests.interop.tasks:celery_app``, ``amqptasks -A
+tests.interop.tasks:our_app``. What differs between two runs comes by the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from celery import Celery
+
+from amqptasks import App
+
+
+class Refused(Exception):
+    """An error of the project's own."""
+
+
+def settings(broker_url: str, queue: str, queue_type: str) -> dict[str, Any]:
+    """The settings that both kinds of app understand, and must be given alike to share queues."""
+    return {
+        "broker_url": broker_url,
+        "result_backend": "rpc://",
+        "task_default_queue": queue,
+        "task_default_queue_type": queue_type,
+        "task_create_missing_queue_type": queue_type,
+        "accept_content": ["json", "msgpack"],
+    }
+
+
+def register(app: Any) -> Any:
+    """Give an app the tasks, under the same names for both kinds."""
+    app.task(name="interop.add")(add)
+    app.task(name="interop.total")(total)
+    app.task(name="interop.echo")(echo)
+    app.task(name="interop.refuse")(refuse)
+    app.task(name="interop.raises")(raises)
+    app.task(name="interop.write")(write)
+    app.task(name="interop.write_quietly", ignore_result=True)(write)
+    app.task(name="interop.where", bind=True)(where)
+    app.task(name="interop.request", bind=True)(request)
+    app.task(name="interop.now")(now)
+    app.task(name="interop.report", bind=True)(report)
+    app.task(name="interop.wait", track_started=True)(wait)
+    app.task(name="interop.on_error_id")(on_error_id)
+    app.task(name="interop.on_error_full")(on_error_full)
+    app.task(name="interop.on_error_bound", bind=True)(on_error_bound)
+    return app
+
+
+def add(x: Any, y: Any) -> Any:
+    return x + y
+
+
+def total(numbers: list[Any]) -> Any:
+    return sum(numbers)
+
+
+def echo(*args: Any, **kwargs: Any) -> Any:
+    return [list(args), kwargs]
+
+
+def refuse(*args: Any) -> None:
+    raise Refused(*args)
+
+
+def raises(kind: str, *args: Any) -> None:
+    raise {"ValueError": ValueError, "KeyError": KeyError, "ZeroDivisionError": ZeroDivisionError}[kind](*args)
+
+
+def write(text: Any, path: str) -> Any:
+    """Append a line to a file; the text comes first, so that a call before it can give it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(descriptor, f"{text}\n".encode())
+    os.close(descriptor)
+    return text
+
+
+def where(self: Any, trail: list[str]) -> list[str]:
+    """Add which kind of worker this is."""
+    return [*trail, "celery" if isinstance(self.app, Celery) else "amqptasks"]
+
+
+def request(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Tell how the call looks from within."""
+    own = self.request
+    fields = (
+        "id", "task", "root_id", "parent_id", "group", "group_index", "retries", "shadow", "correlation_id", "reply_to",
+        "expires", "eta", "timelimit", "ignore_result", "origin", "headers", "args", "kwargs", "called_directly",
+        "argsrepr", "kwargsrepr",
+    )  # fmt: skip
+    told = {name: getattr(own, name, "<no such field>") for name in fields}
+    told["priority"] = own.delivery_info["priority"]
+    told["routing_key"] = own.delivery_info["routing_key"]
+    told["tenant"] = getattr(own, "tenant", None)
+    return told
+
+
+def now() -> float:
+    return time.time()
+
+
+def report(self: Any, gate: str) -> str:
+    """Report a state of its own, then stay until the gate, a named pipe, is opened."""
+    self.update_state(state="HALFWAY", meta={"done": 1, "of": 2})
+    return wait(gate)
+
+
+def wait(gate: str) -> str:
+    with open(gate) as opened:
+        return opened.read()
+
+
+def on_error_id(task_id: str, path: str) -> None:
+    write(f"id {task_id}", path)
+
+
+def on_error_full(request: Any, error: BaseException, traceback: str, path: str) -> None:
+    write(f"full {request.id} {error!r} {'refuse' in traceback}", path)
+
+
+def on_error_bound(self: Any, task_id: str, path: str) -> None:
+    write(f"bound {task_id} {self.name}", path)
+
+
+def __getattr__(name: str) -> Any:
+    # Made when a worker asks for it: the tests that import this module have their apps by other means.
+    if name not in ("celery_app", "our_app"):
+        raise AttributeError(name)
+    kind = Celery if name == "celery_app" else App
+    app = register(kind("interop"))
+    app.conf.update(settings(*(os.environ[f"INTEROP_{key}"] for key in ("BROKER", "QUEUE", "QUEUE_TYPE"))))
+    globals()[name] = app
+    return app
