@@ -336,11 +336,10 @@ class Signature(dict[str, Any]):
         if self._ignores_result():
             result.ignored = True
         elif "reply_to" not in options:
-            # Whoever sends it, perhaps a worker after the step before, must know where the answer is waited for.
+            # Whoever sends it, perhaps a worker after the step before: its answer comes here.
             reply_to = app.backend.reply_to()
             if reply_to is not None:
                 options["reply_to"] = reply_to
-                # Whoever sends it, its answer comes here, and this handle is how it is asked for.
                 app.backend.expect(task_id)
         return result
 
@@ -493,8 +492,7 @@ def _checked(data: Any) -> dict[str, Any]:
         "immutable": bool(data.get("immutable")),
     }  # fmt: skip
     for key, kind in _FIELD_TYPES:
-        if not isinstance(fields[key], kind):
-            got = fields[key]
+        if not isinstance(got := fields[key], kind):
             raise InvalidTaskError(f"{key!r} of the call of {data['task']!r:.80} is of a wrong type: {got!r:.80}")
     for key in ("kwargs", "options"):
         if not all(isinstance(name, str) for name in fields[key]):
