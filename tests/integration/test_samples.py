@@ -19,7 +19,9 @@ EXAMPLE = ROOT / "scripts" / "example"
 def test_the_sample_settings_are_valid_and_declare_their_queues(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given the sample module, where a project would have it / When an app reads it
     monkeypatch.syspath_prepend(str(ROOT / "config"))
-    monkeypatch.delitem(sys.modules, "celeryconfig", raising=False)
+    # Other tests have modules of this name: neither theirs nor ours may outlive its test.
+    monkeypatch.setitem(sys.modules, "celeryconfig", sys)
+    del sys.modules["celeryconfig"]
     app = App("sample", set_as_current=False)
     app.config_from_object("celeryconfig", force=True)
     # Then all its settings are known, and its queues are there

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import celery
+import kombu.pools
 import pytest
 
 from amqptasks.broker.admin import Admin
@@ -94,7 +96,10 @@ def make_client(broker_url: str) -> Iterator[Callable[..., Client]]:
         # Celery leaves its sockets to the collector.
         warnings.simplefilter("ignore", ResourceWarning)
         for client in made:
+            if isinstance(client.app, celery.Celery) and client.app.backend.result_consumer._connection is not None:
+                client.app.backend.result_consumer._connection.collect()
             client.app.close()
+        kombu.pools.reset()
         made.clear()
         gc.collect()
 
