@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,17 +94,23 @@ class _Slot:
 
 
 class _Waiter:
-    """One waiting thread. Released once for each thing worth waking for."""
+    """One waiting thread. Released once for each thing worth waking for.
 
-    __slots__ = ("_lock", "every")
+    Attributes:
+        every: It wants to see every record, not the final one alone.
+        news: The records that came since it looked, oldest first.
+    """
+
+    __slots__ = ("_lock", "every", "news")
 
     def __init__(self, *, every: bool) -> None:
         self.every = every
+        self.news: deque[ResultRecord] = deque()
         self._lock = threading.Lock()
         self._lock.acquire()
 
     def wake(self) -> None:
-        # Two answers in a row wake once: who wakes looks at the newest.
+        # Two answers in a row wake once: who wakes looks at all of its news.
         if self._lock.locked():
             try:
                 self._lock.release()
@@ -220,15 +226,21 @@ class RpcBackend(ResultBackend):
         self._add_waiter(slot, waiter)
         self._listen()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        seen: ResultRecord | None = None
-        slots = self._slots
+        told: ResultRecord | None = None
+        slots, news = self._slots, waiter.news
+        # What came before the waiter was there is not among its news; what came just then may be, once or twice.
+        early = slot.record
+        if early is not None and not any(each is early for each in tuple(news)):
+            news.appendleft(early)
         try:
             while True:
-                record = slot.record
                 if self._slots is not slots:
                     raise BackendError("the result backend was closed while a result was waited for")
-                if record is not None and record is not seen:
-                    seen = record
+                while news:
+                    record = news.popleft()
+                    if record is told:
+                        continue
+                    told = record
                     if on_record is not None:
                         on_record(record)
                     if record.is_final:
@@ -398,4 +410,5 @@ class RpcBackend(ResultBackend):
         is_final = record.is_final
         for waiter in tuple(slot.waiters or ()):
             if is_final or waiter.every:
+                waiter.news.append(record)
                 waiter.wake()
