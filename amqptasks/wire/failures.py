@@ -58,8 +58,8 @@ def to_plain(exc: BaseException, serializer: str = "json") -> dict[str, Any]:
     }
 
 
-# Errors of ours that Celery has under the same name travel under its name, so that its clients catch their own class.
-_THEIR_HOMES = {
+#: Errors of ours that Celery has under the same name travel under its name, so that its clients catch their own class.
+THEIR_HOMES = {
     name: module
     for module, names in {
         "celery.exceptions": (
@@ -85,7 +85,7 @@ def _class_name(kind: type) -> str:
 def _module_name(kind: type) -> str:
     module = type.__getattribute__(kind, "__module__")
     if module == exceptions.__name__:
-        module = _THEIR_HOMES.get(_class_name(kind), module)
+        module = THEIR_HOMES.get(_class_name(kind), module)
     return _writable(module)[:_MAX_NAME] if isinstance(module, str) else "builtins"
 
 

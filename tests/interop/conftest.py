@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import gc
+import functools
 import os
 import sys
 import tempfile
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import celery
-import kombu.pools
 import pytest
 
 from amqptasks.broker.admin import Admin
@@ -34,11 +31,12 @@ COMMANDS = {
 }
 
 Start = Callable[..., WorkerProcess]
+QueueOf = Callable[[str, str], str]
 
 
 @contextmanager
 def workers(broker_url: str) -> Iterator[Start]:
-    """Start workers: ``start("celery", queue, "quorum")``. At the end they must stop cleanly; their queues go."""
+    """Start workers: ``start("celery", queue, "quorum")``. At the end ours must stop cleanly; the queues go."""
     running: list[WorkerProcess] = []
     queues: list[str] = []
 
@@ -92,16 +90,36 @@ def make_client(broker_url: str) -> Iterator[Callable[..., Client]]:
         return made[-1]
 
     yield make
-    with warnings.catch_warnings():
-        # Celery leaves its sockets to the collector.
-        warnings.simplefilter("ignore", ResourceWarning)
-        for client in made:
-            if isinstance(client.app, celery.Celery) and client.app.backend.result_consumer._connection is not None:
-                client.app.backend.result_consumer._connection.collect()
-            client.app.close()
-        kombu.pools.reset()
-        made.clear()
-        gc.collect()
+    for client in made:
+        client.close()
+
+
+@pytest.fixture(params=["quorum", "classic"])
+def queue_type(request: pytest.FixtureRequest) -> str:
+    """The type of every queue. Both kinds of app must be told the same one.
+
+    No fixture of the module may depend on it: in random order, each change would start every worker again.
+    """
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def queue_of(start_worker: Start) -> QueueOf:
+    """A queue that a worker of this kind consumes: ``queue_of("celery", "quorum")``. One for all tests of a module."""
+
+    @functools.cache
+    def queue_of(kind: str, queue_type: str) -> str:
+        name = f"interop-{kind}-{uuid.uuid4()}"
+        start_worker(kind, name, queue_type).wait_ready()
+        return name
+
+    return queue_of
+
+
+@pytest.fixture(scope="module")
+def client_of(make_client: Callable[..., Client]) -> Callable[..., Client]:
+    """Do as `make_client`, but make one client for all tests of a module."""
+    return functools.cache(make_client)
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def register(app: Any) -> Any:
     app.task(name="interop.now")(now)
     app.task(name="interop.report", bind=True)(report)
     app.task(name="interop.wait", track_started=True)(wait)
+    app.task(name="interop.second_time", bind=True)(second_time)
     app.task(name="interop.on_error_id")(on_error_id)
     app.task(name="interop.on_error_full")(on_error_full)
     app.task(name="interop.on_error_bound", bind=True)(on_error_bound)
@@ -114,6 +115,13 @@ def wait(gate: str) -> str:
         return opened.read()
 
 
+def second_time(self: Any, gate: str) -> str:
+    """Ask for another try at first, and then wait at the gate."""
+    if self.request.retries == 0:
+        raise self.retry(exc=Refused("not yet"), countdown=0, max_retries=1)
+    return wait(gate)
+
+
 def on_error_id(task_id: str, path: str) -> None:
     write(f"id {task_id}", path)
 
@@ -132,6 +140,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     kind = Celery if name == "celery_app" else App
     app = register(kind("interop"))
+    app.task(name="interop.only_celery" if kind is Celery else "interop.only_amqptasks")(write)
     app.conf.update(settings(*(os.environ[f"INTEROP_{key}"] for key in ("BROKER", "QUEUE", "QUEUE_TYPE"))))
     globals()[name] = app
     return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import uuid
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 from celery.backends.base import BaseBackend
 
 from amqptasks import exceptions
-from amqptasks.wire import compression, serializers
+from amqptasks.wire import compression, failures, serializers
 from amqptasks.wire.failures import RemoteError, from_plain, to_plain
 
 TYPED = [
@@ -156,12 +157,29 @@ def test_a_failure_is_written_as_celery_writes_it(exc: Exception, backend: BaseB
     assert {**ours, "exc_message": tuple(ours["exc_message"])} == theirs
 
 
-@pytest.mark.parametrize("exc", [ValueError("bad", 3), KeyError("k"), exceptions.NotRegistered("x")], ids=repr)
-def test_a_failure_of_ours_is_raised_by_celery(exc: Exception, backend: BaseBackend) -> None:
-    rebuilt = backend.exception_to_python(ours_to_kombu(to_plain(exc), "json"))
-    # What Celery has under the same name is rebuilt as its own class.
-    assert type(rebuilt) is getattr(celery.exceptions, type(exc).__name__, type(exc))
-    assert rebuilt.args == exc.args
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (ValueError("bad", 3), ValueError),
+        (KeyError("k"), KeyError),
+        (exceptions.NotRegistered("x"), celery.exceptions.NotRegistered),
+        (exceptions.TaskRevokedError("expired"), celery.exceptions.TaskRevokedError),
+        (exceptions.WorkerLostError("gone"), celery.exceptions.WorkerLostError),
+        (exceptions.TimeLimitExceeded(3), celery.exceptions.TimeLimitExceeded),
+        (exceptions.DecodeError("x"), kombu.exceptions.DecodeError),
+    ],
+    ids=lambda part: getattr(part, "__name__", type(part).__name__),
+)
+def test_a_failure_of_ours_is_raised_as_celerys(ours: Exception, theirs: type, backend: BaseBackend) -> None:
+    rebuilt = backend.exception_to_python(ours_to_kombu(to_plain(ours), "json"))
+    assert type(rebuilt) is theirs
+    assert rebuilt.args == ours.args
+
+
+def test_every_error_that_travels_under_celerys_name_is_there() -> None:
+    for name, module in failures.THEIR_HOMES.items():
+        assert issubclass(getattr(importlib.import_module(module), name), BaseException)
+        assert to_plain(getattr(exceptions, name)())["exc_module"] == module
 
 
 @pytest.mark.parametrize(
