@@ -314,7 +314,8 @@ class ConfirmChannel:
             self.pump()
 
         if self._confirm:
-            channel.confirm_delivery(self._on_confirm, callback=ready)
+            channel.connection.on_confirm[self._number] = self._on_confirm
+            channel.confirm_delivery(self._on_confirm_frame, callback=ready)
         else:
             ready(None)
 
@@ -323,6 +324,7 @@ class ConfirmChannel:
         if connection is None or channel.connection is not connection or not connection.is_open:
             return
         self._channel = None
+        connection.on_confirm.pop(self._number, None)
         reason = f"{getattr(error, 'reply_code', '')} {getattr(error, 'reply_text', error)}".strip()
         lost = self._take_unconfirmed()
         if len(lost) == 1:
@@ -370,13 +372,14 @@ class ConfirmChannel:
             method.routing_key,
         )
 
-    def _on_confirm(self, frame: Any) -> None:
+    def _on_confirm_frame(self, frame: Any) -> None:
         method = frame.method
-        is_ack = method.NAME == "Basic.Ack"
+        self._on_confirm(method.delivery_tag, method.multiple, method.NAME == "Basic.Ack")
+
+    def _on_confirm(self, tag: int, multiple: bool, is_ack: bool) -> None:
         unconfirmed = self._unconfirmed
-        tag = method.delivery_tag
         # Counting tags rather than walking the table: other threads may be adding to it.
-        first = self._oldest if method.multiple else tag
+        first = self._oldest if multiple else tag
         for each in range(first, tag + 1):
             out = unconfirmed.pop(each, None)
             if out is None:
@@ -388,7 +391,7 @@ class ConfirmChannel:
                 out.on_done(out, None)
             else:
                 self._finish(out, Interrupted("the broker refused the message (basic.nack)", written=False))
-        if method.multiple or tag == self._oldest:
+        if multiple or tag == self._oldest:
             self._oldest = tag + 1
         if self._suspects or self._queue:
             self.pump()

@@ -155,12 +155,16 @@ class QueueConsumer:
             return
         if not self._acked:
             if self._ack_delay_s:
-                self._loop.call_later(self._ack_delay_s, self.flush)
+                # Not at once: an answer that is published in this turn leaves before any book-keeping.
+                self._loop.at_turn_end(self._flush_later)
             else:
                 self._loop.at_turn_end(self.flush)
         self._acked.add(delivery.tag)
         if self._ack_delay_s and len(self._acked) * 2 >= (self._prefetch or UNLIMITED_ACKS):
             self.flush()
+
+    def _flush_later(self) -> None:
+        self._loop.call_later(self._ack_delay_s, self.flush)
 
     def give_back(self, delivery: Delivery) -> None:
         """Requeue one delivery now."""

@@ -20,12 +20,20 @@ from pika.frame import Header, decode_frame
 #: Called with delivery tag, redelivered, exchange, routing key, properties and body.
 OnDeliver = Callable[[int, bool, str, str, "Properties", bytes], None]
 
+#: Called with delivery tag, multiple, and whether it is an ack.
+OnConfirm = Callable[[int, bool, bool], None]
+
 #: Bodies larger than this go through pika, which collects their frames without copying the part that is here already.
 MAX_BODY_BYTES: Final = 1 << 16
 #: Nesting of tables and arrays in headers.
 MAX_HEADER_DEPTH: Final = 32
 
 _DELIVER: Final = b"\x00\x3c\x00\x3c"
+#: Frame size, class and method of ``basic.ack`` and ``basic.nack``: 13 bytes, then the frame's end.
+_ACK: Final = b"\x00\x00\x00\x0d\x00\x3c\x00\x50"
+_NACK: Final = b"\x00\x00\x00\x0d\x00\x3c\x00\x78"
+_CONFIRM = struct.Struct(">QBB").unpack_from
+_CONFIRM_BYTES: Final = 21
 _U16 = struct.Struct(">H").unpack_from
 _U32 = struct.Struct(">I").unpack_from
 _U64 = struct.Struct(">Q").unpack_from
@@ -97,6 +105,25 @@ def read_delivery(buffer: bytes, position: int, end: int, on_deliver: dict[int, 
     properties = read_properties(buffer, head + _CONTENT_BYTES, body_frame - 1, flags)
     body = buffer[body_frame + 7 : finish - 1] if body_size else b""
     handler(tag, redelivered, exchange, routing_key, properties, body)
+    return finish
+
+
+def read_confirm(buffer: bytes, position: int, end: int, on_confirm: dict[int, OnConfirm]) -> int:
+    """Read one ``basic.ack`` or ``basic.nack`` and hand it over; the position behind it, or 0 if it is another frame or
+    incomplete."""
+    finish = position + _CONFIRM_BYTES
+    if finish > end or buffer[position] != 1:
+        return 0
+    kind = buffer[position + 3 : position + 11]
+    if kind != _ACK and kind != _NACK:
+        return 0
+    handler = on_confirm.get(_U16(buffer, position + 1)[0])
+    if handler is None:
+        return 0
+    tag, bits, last = _CONFIRM(buffer, position + 11)
+    if last != _END:
+        return 0
+    handler(tag, bits & 1 == 1, kind == _ACK)
     return finish
 
 

@@ -18,7 +18,7 @@ import pika
 import pika.exceptions
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 
-from amqptasks.broker.incoming import OnDeliver, is_delivery, read_delivery, read_frame
+from amqptasks.broker.incoming import OnConfirm, OnDeliver, is_delivery, read_confirm, read_delivery, read_frame
 from amqptasks.broker.loop import Loop, LoopThread
 from amqptasks.broker.parameters import Endpoint
 from amqptasks.broker.topology import server_version
@@ -26,6 +26,8 @@ from amqptasks.clock import monotonic
 
 logger = logging.getLogger(__name__)
 
+#: Bytes taken from a socket at once; what is left is read in the next turn of the loop.
+READ_BYTES = 1 << 16
 #: How long a polite close may take before the socket is dropped, seconds.
 CLOSE_GRACE_S = 0.5
 #: How often a stopped link looks whether its sockets are closed, seconds.
@@ -57,6 +59,8 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
         self.heard_at = monotonic()
         #: Who takes the deliveries of a channel straight from the buffer, by channel number.
         self.on_deliver: dict[int, OnDeliver] = {}
+        #: Who takes the confirms of a channel, likewise.
+        self.on_confirm: dict[int, OnConfirm] = {}
         self._corked: list[bytes] | None = None
         # Held by whoever writes to the socket. The loop's thread never waits for it: what it cannot write now it keeps.
         self._write_lock = threading.Lock()
@@ -107,6 +111,18 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
         else:
             self._adapter_emit_data(b"".join(marshaled_frames))
 
+    def _proto_connection_made(self, transport: Any) -> None:
+        if type(transport) is _AsyncPlaintextTransport:
+            # In place of pika's, which reads 4 KiB at a time and goes on until the socket says that there is no more.
+            transport._consume = lambda: self._read_once(transport)
+        super()._proto_connection_made(transport)
+
+    def _read_once(self, transport: Any) -> None:
+        data = transport._sock.recv(READ_BYTES)
+        if not data:
+            raise transport.RxEndOfFile
+        self._on_data_available(data)
+
     def _on_data_available(self, data_in: bytes) -> None:
         self.heard_at = monotonic()
         waiting: bytes = self._frame_buffer
@@ -121,6 +137,10 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
                     continue
                 if behind == 0:
                     break
+            elif behind := read_confirm(buffer, at, end, self.on_confirm):
+                at = behind
+                self.frames_received += 1
+                continue
             consumed, frame = read_frame(buffer, at, end)
             if not consumed:
                 break

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from pika.adapters.select_connection import IOLoop
+from pika.adapters.select_connection import EPollPoller, IOLoop
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class Loop(IOLoop):  # type: ignore[misc, unused-ignore]  # pika ships no types 
         super().__init__()
         # Signal handlers wake the loop too, and may interrupt its own thread while that holds pika's plain lock.
         self._poller._waking_mutex = threading.RLock()
+        self._is_epoll = isinstance(self._poller, EPollPoller)
         # From here on any thread may wake the loop.
         self.activate_poller()
 
@@ -67,9 +68,28 @@ class Loop(IOLoop):  # type: ignore[misc, unused-ignore]  # pika ships no types 
         """Call from the loop's thread, as soon as possible. The one method that any thread may use."""
         self.add_callback_threadsafe(callback)
 
+    def poll(self) -> None:
+        """Wait for events and handle them."""
+        poller: Any = self._poller
+        if not self._is_epoll:
+            poller.poll()
+            return
+        events = poller._poll.poll(poller._get_max_wait())
+        if len(events) == 1 and events[0][1] == self.READ:
+            # By far the most: nothing else happens in this turn that could have removed its handler.
+            fileno = events[0][0]
+            poller._fd_handlers[fileno](fileno, self.READ)
+        elif events:
+            poller._dispatch_fd_events(dict(events))
+
     def process_timeouts(self) -> None:
-        """Run what is due, then what waited for the turn's end."""
+        """Run what waited for the turn's end, then what is due."""
+        # In this order: somebody waits for what came in, and what is due is housekeeping for the most part.
+        self._end_turn()
         super().process_timeouts()
+        self._end_turn()
+
+    def _end_turn(self) -> None:
         while self._ending:
             ending, self._ending = self._ending, []
             for callback in ending:

@@ -48,14 +48,17 @@ def allow_join_result() -> Iterator[None]:
         _join_will_block.reset(token)
 
 
-@contextmanager
-def denied_join_result() -> Iterator[None]:
+class denied_join_result:
     """Make waiting for a result an error, for the length of the block. Only this context is touched."""
-    token = _join_will_block.set(True)
-    try:
-        yield
-    finally:
-        _join_will_block.reset(token)
+
+    # A class and not a generator: every task runs in such a block.
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> None:
+        self._token = _join_will_block.set(True)
+
+    def __exit__(self, *_error: object) -> None:
+        _join_will_block.reset(self._token)
 
 
 _app_provider: Callable[[], Any] | None = None

@@ -116,7 +116,7 @@ def read_head(
         InvalidTaskError: A header is missing or has the wrong type, or the message is no task.
         DecodeError: The body had to be read (protocol 1) and could not.
     """
-    if not isinstance(headers, Mapping) or "task" not in headers:
+    if not isinstance(headers, dict) or "task" not in headers:
         return _read_version_1(headers, content_type, content_encoding, body, accept, limits)
     task_id, name = _identity(headers.get("id"), headers["task"])
     has_foreign = False
@@ -180,7 +180,7 @@ def read_body(
         InvalidTaskError: It is not ``[args, kwargs, embed]``.
     """
     value = _decode(headers, content_type, content_encoding, body, accept, limits)
-    if isinstance(value, Mapping) and ("args" in value or "task" in value):
+    if isinstance(value, dict) and ("args" in value or "task" in value):
         # Protocol 1. Celery reads such a body under the headers of protocol 2 too.
         return _body_of_mapping(value)
     if not isinstance(value, (list, tuple)) or len(value) != 3:
@@ -192,7 +192,7 @@ def read_body(
         raise InvalidTaskError(f"expected the body to be [args, kwargs, embed], got: a {shape}")
     args, kwargs, embed = value
     embed = {} if embed is None else embed
-    if not isinstance(embed, Mapping):
+    if not isinstance(embed, dict):
         raise InvalidTaskError(f"expected what is embedded to be a map, got: {type(embed).__name__}")
     return _checked_body(args, kwargs, embed)
 

@@ -25,7 +25,8 @@ from amqptasks.wire.pipe import FrameReader, encode_frame
 from amqptasks.worker.outcome import OUTCOME, FollowUp, Outcome
 from amqptasks.worker.request import Request
 
-RECEIVE_BYTES: Final = 1 << 18
+#: More than this would be mapped and unmapped again by the C library for each read.
+RECEIVE_BYTES: Final = 1 << 16
 #: The parent waits this long for the lock before it leaves a runner alone for now, seconds.
 GATE_WAIT_S: Final = 0.05
 #: Reports of finished tasks may be held back this long, to send several at once. Seconds.

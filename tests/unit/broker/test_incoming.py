@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pika import BasicProperties, frame, spec
 
-from amqptasks.broker.incoming import MAX_BODY_BYTES, MAX_HEADER_DEPTH, Properties, read_properties
+from amqptasks.broker.incoming import MAX_BODY_BYTES, MAX_HEADER_DEPTH, Properties, read_confirm, read_properties
 from amqptasks.broker.link import Connection
 from amqptasks.broker.loop import Loop
 from amqptasks.broker.parameters import endpoints
@@ -328,3 +328,41 @@ def test_malformed_properties_do_not_end_the_connection(wire: Wire, size: int) -
     assert delivered == [(1, 1, False, "ex", "key", None, body), expected(1, 2, b"next")]
     assert wire.malformed == [True, False]
     assert wire.connection.is_open
+
+
+def a_confirm(channel: int, tag: int, *, multiple: bool = False, is_ack: bool = True) -> bytes:
+    method = spec.Basic.Ack(tag, multiple) if is_ack else spec.Basic.Nack(tag, multiple, False)
+    return bytes(frame.Method(channel, method).marshal())
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+@pytest.mark.parametrize("is_ack", [False, True])
+def test_a_confirm_is_read_where_it_lies(multiple: bool, is_ack: bool) -> None:
+    # Given a confirm with other bytes before and behind it
+    seen: list[tuple[int, bool, bool]] = []
+    whole = a_confirm(3, 1 << 40, multiple=multiple, is_ack=is_ack)
+    buffer = b"xx" + whole + b"yy"
+
+    # When it is read
+    behind = read_confirm(buffer, 2, len(buffer), {3: lambda *each: seen.append(each)})
+
+    # Then its owner has it, and reading goes on right behind it
+    assert seen == [(1 << 40, multiple, is_ack)]
+    assert buffer[behind:] == b"yy"
+
+
+def test_what_is_no_whole_confirm_of_a_known_channel_is_left_alone() -> None:
+    # Given a confirm of a channel nobody reads, a torn one, one with a wrong end, and another method
+    seen: list[Any] = []
+    owners = {3: lambda *each: seen.append(each)}
+    whole = a_confirm(3, 7)
+    cases = [
+        a_confirm(4, 7),
+        whole[:-1],
+        whole[:-1] + b"\x00",
+        bytes(frame.Method(3, spec.Channel.CloseOk()).marshal()),
+    ]
+
+    # When each is offered, Then none is taken
+    assert [read_confirm(each, 0, len(each), owners) for each in cases] == [0, 0, 0, 0]
+    assert seen == []
