@@ -177,7 +177,7 @@ _TASKS: Final = (
     _S("task_default_routing_key", _NAME.or_none(), None, "Its routing key; None: the queue's name."),
     _S("task_default_delivery_mode", delivery_mode, 2, "2: messages survive a restart of the broker; 1: they do not."),
     _S("task_default_priority", whole(0, 255).or_none(), None, "Priority of tasks that name none."),
-    _S("task_default_rate_limit", anything, None, "Rate of tasks that name none, as '10/m'.", "later"),
+    _S("task_default_rate_limit", anything, None, "Rate of tasks that name none, as '10/m'."),
     _S("task_queues", queues.or_none(), None, "The queues, as `Queue` objects; None: the default queue alone."),
     _S(
         "task_queue_max_priority",

@@ -126,7 +126,7 @@ WORKER: Final = (
         "KiB of resident memory after which a child is replaced.",
         "later",
     ),
-    _S("worker_disable_rate_limits", boolean, False, "Ignore rate limits.", "later"),
+    _S("worker_disable_rate_limits", boolean, False, "Ignore rate limits."),
     _S("worker_enable_remote_control", boolean, True, "Answer inspect and control commands.", "later"),
     _S("worker_send_task_events", boolean, False, "Emit events that monitors read.", "later"),
     _S("worker_direct", boolean, False, "Each worker also has a queue of its own.", "later"),

@@ -13,6 +13,7 @@ from amqptasks import signals
 from amqptasks.app.app import App
 from amqptasks.app.context import Context
 from amqptasks.broker.consumer import Delivery
+from amqptasks.broker.loop import Loop
 from amqptasks.exceptions import (
     AmqptasksError,
     BackendStoreError,
@@ -35,6 +36,7 @@ from amqptasks.worker.intake import Accept, Bury, Decision, Expire, Intake, Post
 from amqptasks.worker.ledger import Ledger
 from amqptasks.worker.outcome import FAILED, REJECTED, UNREADABLE, UNSTORED, FollowUp, Next, Outcome
 from amqptasks.worker.pools.slot import Slot
+from amqptasks.worker.rate_limits import RateLimits, rates_of
 from amqptasks.worker.request import Request
 from amqptasks.worker.settlement import Settlement
 
@@ -44,7 +46,9 @@ logger = logging.getLogger(TASK_LOGGER + ".trace.worker")
 class Deliveries:
     """Leads each delivery to its end. One per worker."""
 
-    def __init__(self, app: App, hostname: str, dispatcher: Dispatcher, settlement: Settlement) -> None:
+    def __init__(
+        self, app: App, hostname: str, loop: Loop, dispatcher: Dispatcher, settlement: Settlement, max_held: int
+    ) -> None:
         self._app = app
         self._conf = app.conf
         self._hostname = hostname
@@ -57,6 +61,9 @@ class Deliveries:
         self._takes_no_more = False
         self._is_abandoned = False
         self._log_received = logger.isEnabledFor(logging.INFO)
+        conf = app.conf
+        rates = () if conf.worker_disable_rate_limits else rates_of(app.tasks.values(), conf.task_default_rate_limit)
+        self.rate_limits = RateLimits(loop, rates, self._begin, self._postpone, max_held)
 
     # -- coming in
 
@@ -73,6 +80,10 @@ class Deliveries:
         request = decision.request
         if delivery.redelivered and self._is_known(request):
             return
+        if not self.rate_limits.buckets or self.rate_limits.admits(request):
+            self._begin(request)
+
+    def _begin(self, request: Request) -> None:
         self._ledger.begin(request)
         if self._log_received:
             name = shown_name(request.task_name, request.headers.get("shadow"))
@@ -282,6 +293,7 @@ class Deliveries:
 
     def drop_stale(self) -> None:
         """Forget what has not begun and whose channel is gone: the broker delivers it again."""
+        self.rate_limits.drop_stale()
         stale: list[Request] = []
         keep: list[Request] = []
         for request in self._dispatcher.take_back_all():
@@ -305,6 +317,8 @@ class Deliveries:
     def take_no_more(self) -> None:
         """Put every task that has not begun back into its queue, and whatever still comes in too."""
         self._takes_no_more = True
+        for request in self.rate_limits.take_back():
+            request.give_back()
         for request in self._dispatcher.take_back_all():
             self._ledger.forget(request)
             request.give_back()

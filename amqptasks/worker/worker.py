@@ -38,6 +38,8 @@ logger = logging.getLogger("amqptasks.worker")
 
 #: The prefetch multiplier while tasks are very short, where none is set.
 SHORT_MULTIPLIER = 64
+#: How many tasks over their rate limit are held where nothing limits the prefetch.
+MAX_HELD = 64
 #: Acks wait this long to leave together, and let results go first; never when half of the prefetch waits. Seconds.
 ACK_DELAY_S = 0.005
 EXIT_OK = 0
@@ -138,7 +140,9 @@ class Worker:
         self._dispatcher = Dispatcher(
             loop, lambda: self.pool.slots, lambda request: self._deliveries.begun(request), self._on_pace
         )
-        self._deliveries = Deliveries(app, self.hostname, self._dispatcher, self._settlement)
+        # Tasks held back by their rates never take more than a part of the prefetch window from the others.
+        max_held = max(1, (self.prefetch or MAX_HELD * 4) // 4)
+        self._deliveries = Deliveries(app, self.hostname, loop, self._dispatcher, self._settlement, max_held)
         events = PoolEvents(
             self._deliveries.on_outcome,
             self._deliveries.on_message,
