@@ -120,6 +120,10 @@ class Conf(Mapping[str, Any]):
         set_names = {name for layer in self._layers[1:] for name in list(layer)}
         return {name: self.__dict__[name] for name in SETTINGS if name in set_names}
 
+    def without_defaults(self) -> dict[str, Any]:
+        """Return what `changed` does, under Celery's name for it."""
+        return self.changed()
+
     def table(self, with_defaults: bool = False, censored: bool = True) -> dict[str, Any]:
         """Return settings by name, for display: with `censored` as text where a secret had to be hidden."""
         chosen = dict(self.__dict__) if with_defaults else self.changed()
@@ -186,7 +190,15 @@ class Conf(Mapping[str, Any]):
                 raise InvalidSetting(f"{explain_unknown(name)}, from {source}")
         self._replace(_ENVIRONMENT, entries)
 
-    def load_object(self, obj: Any, namespace: str | None = None, silent: bool = False) -> bool:
+    def load_object(
+        self,
+        obj: Any,
+        namespace: str | None = None,
+        silent: bool = False,
+        *,
+        on_top: bool = False,
+        named_by: str = "",
+    ) -> bool:
         """Take settings from a module, a class, any object with attributes, a mapping, or the dotted name of one.
 
         They replace those of the object loaded before. With a namespace, such as ``CELERY``, only names like
@@ -195,6 +207,8 @@ class Conf(Mapping[str, Any]):
 
         Args:
             silent: If a dotted name leads nowhere, return False instead of raising `ImproperlyConfigured`.
+            on_top: Keep what the object loaded before says of other settings.
+            named_by: Where a dotted name was found, for the error.
         """
         if isinstance(obj, str):
             found = _find(obj)
@@ -202,13 +216,15 @@ class Conf(Mapping[str, Any]):
                 if silent:
                     return False
                 raise ImproperlyConfigured(
-                    f"there is no configuration module {obj!r}: expected a module that can be imported from here, "
-                    f"or 'module:name'; check the spelling, the working directory and sys.path"
+                    f"there is no configuration module {obj!r}{named_by and f', named by {named_by}'}: expected a "
+                    f"module that can be imported from here, or 'module:name'; check the spelling, the working "
+                    f"directory and sys.path"
                 )
             obj = found
         source = _describe(obj)
         values = _candidates(obj, namespace or self._namespace, source)
-        self._replace(_OBJECT, {name: (_final(name, value, source), source) for name, value in values.items()})
+        entries = {name: (_final(name, value, source), source) for name, value in values.items()}
+        self._replace(_OBJECT, {**self._layers[_OBJECT], **entries} if on_top else entries)
         return True
 
     # ---- Within

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from amqptasks.app import current
+from amqptasks.app.configuring import Source, Suggestion, assignments, from_variable, make_conf
 from amqptasks.app.definitions import TaskHome, script_name
 from amqptasks.app.task import Task
 from amqptasks.canvas.signature import Signature
@@ -28,6 +29,7 @@ from amqptasks.signals import Signal
 from amqptasks.wire.serializers import Limits
 
 if TYPE_CHECKING:
+    from amqptasks.app.control import Control
     # At run time these come in when they are first used: a program that only defines tasks should not pay for pika.
     from amqptasks.app.gathering import Bulk
     from amqptasks.app.sender import Sender
@@ -75,7 +77,8 @@ class App(TaskHome):
         self.on_configure = Signal("on_configure")
         self.on_after_configure = Signal("on_after_configure")
         self._namespace = namespace
-        self._config_source: Any = config_source
+        self._config_source = None if config_source is None else Source(config_source)
+        self._suggested: list[Suggestion] = []
         self._given = dict(settings)
         if broker is not None:
             self._given["broker_url"] = broker if isinstance(broker, str) else list(broker)
@@ -114,14 +117,7 @@ class App(TaskHome):
             if self._conf is not None:
                 return self._conf
             self.on_configure.send(self)
-            conf = Conf(namespace=self._namespace)
-            if self._config_source is not None:
-                conf.load_object(self._config_source, namespace=self._namespace)
-            conf.load_environment(os.environ)
-            # An operator's environment beats what the program's text says, as with Celery.
-            conf.update(
-                {key: value for key, value in self._given.items() if f"AMQPTASKS_{key.upper()}" not in os.environ}
-            )
+            conf = make_conf(self._config_source, self._namespace, self._suggested, self._given, os.environ)
             self._conf = conf
         self.on_after_configure.send(self, source=conf)
         return conf
@@ -132,17 +128,58 @@ class App(TaskHome):
         """Take settings from a module, its dotted name, or any object with attributes; read at first use.
 
         Args:
-            silent: A module that cannot be imported is no error.
+            silent: A module that cannot be found is no error.
             force: Read it now.
             namespace: Settings are upper-case names that begin with this and an underscore.
+
+        Raises:
+            ImproperlyConfigured: Now with `force` or once settings have been read, else at the first use: there is no
+                such module, or it holds what is no setting.
         """
+        self._configure_from(Source(obj, silent), force, namespace)
+
+    def config_from_envvar(self, variable_name: str, silent: bool = False, force: bool = False) -> bool:
+        """Take settings from the module that an environment variable names, as `config_from_object` does.
+
+        Args:
+            silent: A variable that is not set, or names no module, is no error.
+            force: Read it now.
+
+        Returns:
+            Whether the variable names a module.
+        """
+        source = from_variable(variable_name, os.environ, silent)
+        if source is not None:
+            self._configure_from(source, force)
+        return source is not None
+
+    def config_from_cmdline(self, argv: Iterable[str], namespace: str = "worker") -> None:
+        """Take settings from arguments such as ``worker.prefetch_multiplier=1``; they win over all other sources.
+
+        Args:
+            argv: Each is ``SETTING=VALUE``, the value written as in an environment variable.
+            namespace: What a name that begins with a dot is short for: ``.pool=solo`` sets ``worker_pool``.
+        """
+        self.conf.override(assignments(argv, namespace))
+
+    def add_defaults(self, values: Suggestion) -> None:
+        """Replace defaults; every other source overrides them. A function is called when settings are first needed."""
+        with self._lock:
+            conf = self._conf
+            if conf is None:
+                self._suggested.append(values)
+        if conf is not None:
+            conf.add_defaults(values() if callable(values) else values)
+
+    def _configure_from(self, source: Source, force: bool, namespace: str | None = None) -> None:
         with self._lock:
             if namespace is not None:
                 self._namespace = namespace
-            if self._conf is None and not force and not silent:
-                self._config_source = obj
-                return
-        self.conf.load_object(obj, namespace=self._namespace, silent=silent)
+            self._config_source, conf = source, self._conf
+        if conf is not None:
+            source.load_into(conf, self._namespace)
+        elif force:
+            self._configure()
 
     @property
     def timezone(self) -> tzinfo | None:
@@ -246,6 +283,17 @@ class App(TaskHome):
             part = self._parts.get(name)
             # The lock does not keep a signal handler out that interrupts the making: then its part is the one.
             return self._parts.setdefault(name, make()) if part is None else part
+
+    @property
+    def control(self) -> Control:
+        """Orders to the workers, such as ``app.control.revoke(task_id)``."""
+        control: Control = self._parts.get("control") or self._part("control", self._make_control)
+        return control
+
+    def _make_control(self) -> Control:
+        from amqptasks.app.control import Control
+
+        return Control(self)
 
     def limits(self) -> Limits:
         """The limits on what is decoded, from the settings."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import decimal
 import difflib
 import json
+import os
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class Globals:
 
     def _find(self) -> App:
         from amqptasks.app.app import App
+        from amqptasks.app.configuring import CONFIG_MODULE_VARIABLE
         from amqptasks.cli.finder import find_app
 
         if self.app_name:
@@ -92,9 +94,10 @@ class Globals:
         else:
             app = App("amqptasks", set_as_current=False)
             # Celery's default module: a directory with a celeryconfig.py needs no -A to list its queues.
-            app.config_from_object("celeryconfig", silent=True)
+            if not os.environ.get(CONFIG_MODULE_VARIABLE):
+                app.config_from_object("celeryconfig", silent=True)
         if self.config:
-            app.config_from_object(self.config, force=True)
+            app.conf.load_object(self.config, on_top=True, named_by="--config")
         overrides: dict[str, Any] = {}
         if self.broker:
             overrides["broker_url"] = self.broker

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqptasks import signals
+from amqptasks.app.configuring import assignments
 from amqptasks.cli.common import CliError, Globals, commas, did_you_mean
 from amqptasks.cli.completion import complete_queues, one_of
 from amqptasks.cli.daemon import Detached, Owner, Pidfile, octal, run_by
@@ -161,12 +162,7 @@ def _override(
     settings: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Put the options that are settings above all other sources of settings."""
-    given: dict[str, Any] = {}
-    for each in settings:
-        name, equals, value = each.partition("=")
-        if not equals or not name.isidentifier():
-            raise CliError(f"expected SETTING=VALUE after --, got: {each!r}")
-        given[name] = value
+    given: dict[str, Any] = dict(assignments(settings))
     if include:
         given["include"] = (*(app.conf.include or ()), *include)
     if given:

@@ -73,7 +73,7 @@ MISTAKES: list[tuple[str, int, list[str]]] = [
     ("-A imports worker", 2, ["nowhere_at_all"]),
     ("-A configured report", 1, ["ZeroDivisionError", "zero.py:1"]),
     ("--config bad_names queues list", 2, ["'task_serialiser'", "did you mean 'task_serializer'", "module bad_names"]),
-    ("--config nothing queues list", 2, ["no configuration module 'nothing'"]),
+    ("--config nothing queues list", 2, ["no configuration module 'nothing', named by --config"]),
     ("--config zero queues list", 1, ["ZeroDivisionError", "zero.py:1"]),
     # Values
     ("-A shop worker -l inf", 2, ["-l/--loglevel", "did you mean 'INFO'"]),
@@ -86,6 +86,8 @@ MISTAKES: list[tuple[str, int, list[str]]] = [
     ("-A shop worker -X mail", 2, ["-X leaves no queue"]),
     ("-A shop worker -I nowhere_at_all", 2, ["nowhere_at_all"]),
     ("-A shop worker -- task_acks_lat=1", 2, ["did you mean 'task_acks_late'", "command line"]),
+    ("-A shop worker -- task.acks_lat=1", 2, ["did you mean 'task_acks_late'", "command line"]),
+    ("-A shop worker -- .concurrency=many", 2, ["worker_concurrency", "'many'", "command line"]),
     ("-A shop worker -- word", 2, ["SETTING=VALUE", "'word'"]),
     ("-A shop worker -f /nowhere/log", 2, ["'/nowhere/log'", "No such file"]),
     ("-A shop worker -f .", 2, ["'.'", "directory"]),

@@ -162,6 +162,25 @@ def test_report_needs_neither_app_nor_broker(tmp_path: Path) -> None:
     assert "cannot be reached" in report["broker"][0] and "refused" in report["broker"][0]
 
 
+def test_report_shows_the_settings_module_of_the_command_on_top_of_the_apps(tmp_path: Path) -> None:
+    # Given an app with a settings module, another that the command names, and a celeryconfig.py beside them
+    shell = Shell(tmp_path)
+    shell.write("shop.py", "from amqptasks import App\napp = App('x', config_source='of_app')")
+    shell.write("of_app.py", "task_default_queue = 'of-app'\ntask_serializer = 'msgpack'")
+    shell.write("of_command.py", "task_default_queue = 'of-command'")
+    shell.write("celeryconfig.py", "task_default_queue = 'of-celeryconfig'")
+
+    def settings(*arguments: str) -> Any:
+        return json.loads(shell("-b", "amqp://127.0.0.1:1", *arguments, "report", "--json").stdout)["settings"]
+
+    # When settings are shown / Then the command's module wins, and what it does not say is as the app's says
+    told = settings("-A", "shop", "--config", "of_command")
+    assert (told["task_default_queue"], told["task_serializer"]) == ("of-command", "msgpack")
+    # And a celeryconfig.py is taken without -A alone, as with Celery
+    assert settings("-A", "shop")["task_default_queue"] == "of-app"
+    assert settings()["task_default_queue"] == "of-celeryconfig"
+
+
 # -- queues show
 
 
