@@ -16,6 +16,7 @@ from typing import Any
 from amqptasks import signals
 from amqptasks.app import context
 from amqptasks.app.context import Context
+from amqptasks.app.coroutines import run_coroutine
 from amqptasks.app.handlers import ExceptionInfo, told_failure, told_return, told_success
 from amqptasks.canvas.signature import as_list, maybe_signature
 from amqptasks.exceptions import EncodeError, Ignore, OperationalError, Reject
@@ -137,6 +138,8 @@ class _EagerRun:
             if task.hooks is not None and task.hooks.before_start is not None:
                 task.hooks.before_start(request.id, request.args, request.kwargs)
             value = (task if task.has_own_call else task.run)(*request.args, **request.kwargs)
+            if task.is_async:
+                value = run_coroutine(value)
         except Ignore as ignored:
             logger.info("Task %s[%s] ignored", request.task, request.id)
             self._state, self._value = IGNORED, ignored

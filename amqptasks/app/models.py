@@ -59,7 +59,15 @@ class Models:
     # -- in the worker
 
     def wrapped(self) -> Callable[..., Any]:
-        """Return the function, with `call` around it."""
+        """Return the function, with `call` around it; an ``async def`` function if it is one."""
+        if inspect.iscoroutinefunction(self._function):
+
+            @functools.wraps(self._function)
+            async def acall(*args: Any, **kwargs: Any) -> Any:
+                bound = self._bind(args, kwargs)
+                return self._dump_returned(await self._function(*bound.args, **bound.kwargs))
+
+            return acall
 
         @functools.wraps(self._function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -73,14 +81,20 @@ class Models:
         Raises:
             pydantic.ValidationError: An argument is not what its model says.
         """
+        bound = self._bind(args, kwargs)
+        return self._dump_returned(self._function(*bound.args, **bound.kwargs))
+
+    def _bind(self, args: Any, kwargs: Any) -> inspect.BoundArguments:
         bound = self._signature.bind(*args, **kwargs)
         models = self._known()
         for name, value in bound.arguments.items():
             model = models.get(name)
             if model is not None and not (value is None and model[1]):
                 bound.arguments[name] = self._validated(model[0], value)
-        returned = self._function(*bound.args, **bound.kwargs)
-        model = models.get("return")
+        return bound
+
+    def _dump_returned(self, returned: Any) -> Any:
+        model = self._known().get("return")
         if model is not None and isinstance(returned, model[0]):
             return returned.model_dump(**self._dump_kwargs)
         return returned

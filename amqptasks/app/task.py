@@ -21,6 +21,7 @@ from amqptasks.results.handles import AsyncResult, EagerResult
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
+_is_async = inspect.iscoroutinefunction
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -91,6 +92,8 @@ class Task(Handlers, Generic[P, R]):
     hooks: Hooks | None = None
     #: Whether its class defines ``__call__``: runs then go through that.
     has_own_call: bool = False
+    #: Whether it is an ``async def`` function; known once it is bound.
+    is_async: bool = False
 
     def run(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Do the work. ``@app.task`` puts the function here; a class-based task defines it.
@@ -114,9 +117,18 @@ class Task(Handlers, Generic[P, R]):
             # From a __call__ of the task's own: this is the run itself, and its request stays.
             running.is_entering = False
             return self.run(*args, **kwargs)
+        if self.is_async:
+            return self._called(args, kwargs)  # type: ignore[return-value]
         token = context.push(self, Context(args=args, kwargs=kwargs, called_directly=True))
         try:
             return self.run(*args, **kwargs)
+        finally:
+            context.pop(token)
+
+    async def _called(self, args: Any, kwargs: Any) -> Any:
+        token = context.push(self, Context(args=args, kwargs=kwargs, called_directly=True))
+        try:
+            return await self.run(*args, **kwargs)  # type: ignore[misc]
         finally:
             context.pop(token)
 
@@ -144,6 +156,7 @@ class Task(Handlers, Generic[P, R]):
             raise ValueError(f"soft_time_limit of task {self.name!r} must be at most time_limit, got: {soft} > {hard}")
         self.hooks = hooks_of(self)
         self.has_own_call = type(self).__call__ is not Task.__call__
+        self.is_async = _is_async(self.run) or (self.has_own_call and _is_async(type(self).__call__))
         named = getattr(self.shadow_name, "__func__", None) is not Task.shadow_name
         self._adjust = self._adjusted if named or self._dump_arguments is not None else None
         self._is_bound = True

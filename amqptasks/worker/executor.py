@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from amqptasks import signals
 from amqptasks.app import context
 from amqptasks.app.app import App
 from amqptasks.app.context import FIELD_HEADERS, Context
+from amqptasks.app.coroutines import run_coroutine
 from amqptasks.app.handlers import ExceptionInfo, told_failure, told_return, told_success
 from amqptasks.exceptions import (
     AmqptasksError,
@@ -54,11 +55,13 @@ logger = logging.getLogger(TASK_LOGGER + ".trace")
 
 #: Sends a frame to the parent at once.
 Emit = Callable[[bytes], None]
+#: The number of the frame whose task is running in this context, and how that task sends.
+emitting: ContextVar[tuple[int, Emit] | None] = ContextVar("amqptasks_emitting", default=None)
 
 
 class Executor:
-    """Runs tasks of one app. Shared by the slots of a process; what belongs to one run is kept in locals and
-    thread-locals."""
+    """Runs tasks of one app. Shared by the slots of a process; what belongs to one run is kept in locals and in
+    context variables."""
 
     def __init__(self, app: App, hostname: str) -> None:
         self.app = app
@@ -66,12 +69,27 @@ class Executor:
         self._accept = accepted(app.conf.accept_content)
         self._limits = app.limits()
         self._follow_ups = FollowUps(app, hostname)
-        self._local = threading.local()
         self._track_started = bool(app.conf.task_track_started)
         app.state_reporter = self.report_state
 
     def run(self, frame: list[Any], emit: Emit) -> Outcome:
         """Run the task that a frame from the parent describes. Raises nothing that the task raised."""
+        request = self.read(frame)
+        if type(request) is Outcome:
+            return request
+        assert isinstance(request, Context)
+        token = emitting.set((frame[0], emit))
+        try:
+            return self._trace(self.app.tasks[frame[1]], request)
+        except Exception as error:
+            return self.broken(request, error)
+        finally:
+            emitting.reset(token)
+
+    # -- the steps
+
+    def read(self, frame: list[Any]) -> Context | Outcome:
+        """Make the request of a frame; an outcome if it cannot be read."""
         (_number, name, task_id, headers, body, content_type, content_encoding, reply_to, correlation_id, priority,
          delivery_mode, exchange, routing_key, redelivered) = frame  # fmt: skip
         try:
@@ -89,59 +107,68 @@ class Executor:
                 "delivery_info": {"exchange": exchange, "routing_key": routing_key},
             },
         )  # fmt: skip
-        self._local.emit = emit
-        self._local.number = _number
-        try:
-            return self._trace(self.app.tasks[name], request)
-        except BackendStoreError as error:
-            return self._unstored(request, error)
-        except Exception as error:
-            # Not the task's fault: a handler or this package. The caller still gets an answer.
-            logger.exception("Task %s[%s] raised an internal error", name, task_id)
-            try:
-                return self._failed(None, request, error, 0.0)
-            except AmqptasksError as trouble:
-                return self._unstored(request, trouble)
-        finally:
-            self._local.emit = None
+        return request
 
-    # -- the steps
+    def broken(self, request: Context, error: Exception) -> Outcome:
+        """Say how a run ended that could not be finished. The caller still gets an answer, if one can be stored."""
+        if isinstance(error, BackendStoreError):
+            return self._unstored(request, error)
+        # Not the task's fault: a handler or this package.
+        logger.error("Task %s[%s] raised an internal error", request.task, request.id, exc_info=error)
+        try:
+            return self._failed(None, request, error, 0.0)
+        except AmqptasksError as trouble:
+            return self._unstored(request, trouble)
 
     def _trace(self, task: Any, request: Context) -> Outcome:
         args, kwargs = request.args, request.kwargs
         token = context.push(task, request, is_entering=task.has_own_call)
         log_token = bind_task(request.task, request.id)
-        hooks, value = task.hooks, None
+        hooks = task.hooks
         try:
-            if signals.task_prerun:
-                signals.task_prerun.send(task, task_id=request.id, task=task, args=args, kwargs=kwargs)
-            if self._track_started if task.track_started is None else task.track_started:
-                self.report_state(task, request.id or "", STARTED, {"pid": os.getpid(), "hostname": self.hostname})
+            self.told_start(task, request)
             started = time.perf_counter()
             try:
                 with denied_join_result():
                     if hooks is not None and hooks.before_start is not None:
                         hooks.before_start(request.id, args, kwargs)
                     value = (task if task.has_own_call else task.run)(*args, **kwargs)
-            except Ignore:
-                outcome, state = Outcome(IGNORED, time.perf_counter() - started), "IGNORED"
-                logger.info("Task %s[%s] ignored", request.task, request.id)
-            except Reject as reject:
-                outcome, state = self._rejected(request, reject, time.perf_counter() - started), "REJECTED"
+                    if task.is_async:
+                        value = run_coroutine(value, keep_loop=True)
             except BaseException as error:
                 # SystemExit and its kind too: a task must not end the worker by accident.
-                value, state = error, FAILURE
-                outcome = self._failed(task, request, error, time.perf_counter() - started)
-            else:
-                outcome, state = self._succeeded(task, request, value, time.perf_counter() - started)
-            if signals.task_postrun:
-                signals.task_postrun.send(
-                    task, task_id=request.id, task=task, args=args, kwargs=kwargs, retval=value, state=state
-                )
-            return outcome
+                return self.ended(task, request, None, error, time.perf_counter() - started)
+            return self.ended(task, request, value, None, time.perf_counter() - started)
         finally:
             log_token()
             context.pop(token)
+
+    def told_start(self, task: Any, request: Context) -> None:
+        """Tell that a task begins."""
+        if signals.task_prerun:
+            signals.task_prerun.send(task, task_id=request.id, task=task, args=request.args, kwargs=request.kwargs)
+        if self._track_started if task.track_started is None else task.track_started:
+            self.report_state(task, request.id or "", STARTED, {"pid": os.getpid(), "hostname": self.hostname})
+
+    def ended(
+        self, task: Any, request: Context, value: Any, error: BaseException | None, runtime_s: float
+    ) -> Outcome:  # fmt: skip
+        """Make the outcome of a run that has returned a value or raised an error, and tell of it."""
+        if error is None:
+            outcome, state = self._succeeded(task, request, value, runtime_s)
+        elif isinstance(error, Ignore):
+            outcome, state = Outcome(IGNORED, runtime_s), "IGNORED"
+            logger.info("Task %s[%s] ignored", request.task, request.id)
+        elif isinstance(error, Reject):
+            outcome, state = self._rejected(request, error, runtime_s), "REJECTED"
+        else:
+            value, state = error, FAILURE
+            outcome = self._failed(task, request, error, runtime_s)
+        if signals.task_postrun:
+            signals.task_postrun.send(
+                task, task_id=request.id, task=task, args=request.args, kwargs=request.kwargs, retval=value, state=state
+            )
+        return outcome
 
     def _succeeded(self, task: Any, request: Context, value: Any, runtime_s: float) -> tuple[Outcome, str]:
         try:
@@ -192,9 +219,8 @@ class Executor:
 
     def report_state(self, task: Any, task_id: str, state: str, meta: Any, **fields: Any) -> None:
         """Send a state that is not the last. Called by the task, through ``update_state``."""
-        emit = getattr(self._local, "emit", None)
-        running = context.current()
-        if emit is None or running is None:
+        emits, running = emitting.get(), context.current()
+        if emits is None or running is None:
             # From a thread that the task started: there is no reply queue to send it to, but a store may take it.
             if self.app.backend.persistent:
                 self.app.backend.store(ResultRecord.now(task_id, state, meta))
@@ -212,7 +238,7 @@ class Executor:
             logger.warning("A state of task %s[%s] is not stored: %s", request.task, task_id, error)
             return
         for follow_up in follow_ups:
-            emit(encode_frame([MESSAGE, self._local.number, follow_up.to_plain()]))
+            emits[1](encode_frame([MESSAGE, emits[0], follow_up.to_plain()]))
 
 
 def make_request(headers: dict[str, Any], body: TaskBody) -> Context:

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
+from amqptasks.app.coroutines import close_loop
 from amqptasks.broker.loop import Loop
 from amqptasks.wire.pipe import FrameReader, encode_frame
 from amqptasks.worker.outcome import OUTCOME, FollowUp, Outcome
@@ -359,3 +360,4 @@ def serve(
         return
     finally:
         reporter.stop()
+        close_loop()
