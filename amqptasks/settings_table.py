@@ -230,6 +230,14 @@ _TASKS: Final = (
         ours="None means no in Celery",
     ),
     _S("task_retry_on_worker_lost", boolean, False, "A task whose child died is retried by its retry policy.", "later"),
+    _S(
+        "task_revoke_expires",
+        seconds(above=True),
+        864000.0,
+        "Seconds a revocation is kept, in RabbitMQ and in workers; delays are at most as long.",
+        ours="new",
+    ),
+    _S("task_revokes_max", whole(1), 50_000, "Revoked ids that a worker keeps in mind.", ours="new"),
     _S("task_crash_limit", whole(1), 3, "Children one task may kill before it is dead-lettered.", ours="new"),
     _S("task_delivery_limit", whole(1), 20, "Deliveries of one message before it is dead-lettered.", ours="new"),
     _S(

@@ -30,6 +30,7 @@ from amqptasks.wire.serializers import Limits
 
 if TYPE_CHECKING:
     from amqptasks.app.control import Control
+
     # At run time these come in when they are first used: a program that only defines tasks should not pay for pika.
     from amqptasks.app.gathering import Bulk
     from amqptasks.app.sender import Sender

@@ -135,6 +135,10 @@ class QueueConsumer:
         if channel is not None and tag is not None and channel.is_open:
             channel.basic_cancel(tag, callback=lambda _frame: None)
 
+    def set_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Consume with these arguments from the next time on."""
+        self._arguments = dict(arguments)
+
     def set_prefetch(self, prefetch: int) -> None:
         """Change how much the broker may have outstanding. For AMQP that takes a new consumer."""
         if prefetch == self._prefetch:

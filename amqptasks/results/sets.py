@@ -89,6 +89,22 @@ class ResultBase(ABC):
             for leaf in node.leaves():
                 leaf._forget()
 
+    def revoke(
+        self, connection: None = None, terminate: bool = False, signal: str | None = None, wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:  # fmt: skip
+        """Keep the tasks from running; see `Control.revoke`. It returns when RabbitMQ has the order.
+
+        Args:
+            terminate: End those that run now.
+            signal: With which signal, where the pool has processes; SIGTERM unless given.
+            connection, wait, timeout: Accepted because Celery has them; without effect.
+        """
+        leaves = list(self.leaves())
+        if leaves:
+            app = getattr(leaves[0], "app", None) or default_app(f"the result of task {leaves[0].id}")
+            app.control.revoke([each.id for each in leaves], terminate=terminate, signal=signal)
+
     def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[ResultBase | None, ResultBase]]:
         """Walk this and everything it started, as (parent, node), level by level.
 

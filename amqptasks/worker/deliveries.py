@@ -27,6 +27,7 @@ from amqptasks.logs import TASK_LOGGER
 from amqptasks.states import FAILURE, REVOKED
 from amqptasks.wire.message import encode
 from amqptasks.wire.reprs import printable, shown_name
+from amqptasks.wire.revocation import Revocation
 from amqptasks.wire.serializers import accepted
 from amqptasks.wire.task import TaskBody, read_body
 from amqptasks.worker import dead_letters
@@ -38,6 +39,7 @@ from amqptasks.worker.outcome import FAILED, REJECTED, UNREADABLE, UNSTORED, Fol
 from amqptasks.worker.pools.slot import Slot
 from amqptasks.worker.rate_limits import RateLimits, rates_of
 from amqptasks.worker.request import Request
+from amqptasks.worker.revoked import RevokedTasks, names
 from amqptasks.worker.settlement import Settlement
 
 logger = logging.getLogger(TASK_LOGGER + ".trace.worker")
@@ -55,6 +57,7 @@ class Deliveries:
         self._dispatcher = dispatcher
         self._settlement = settlement
         self._intake = Intake(app)
+        self.revoked = RevokedTasks(app.conf.task_revokes_max, app.conf.task_revoke_expires)
         self._follow_ups = FollowUps(app, hostname, stores_later=True)
         self._ledger = Ledger()
         self._accept = accepted(app.conf.accept_content)
@@ -80,6 +83,9 @@ class Deliveries:
         request = decision.request
         if delivery.redelivered and self._is_known(request):
             return
+        if self.revoked and self.revoked.covers(request.id, request.headers):
+            self._discard(request)
+            return
         if not self.rate_limits.buckets or self.rate_limits.admits(request):
             self._begin(request)
 
@@ -91,6 +97,30 @@ class Deliveries:
         if signals.task_received:
             signals.task_received.send(self, request=request)
         self._dispatcher.add(request)
+
+    def on_revocation(self, revocation: Revocation) -> None:
+        """Take a revocation in: what it names and has not begun is discarded."""
+        if not self.revoked.add(revocation):
+            return
+        keep: list[Request] = []
+        gone: list[Request] = []
+        if any(names(revocation, each.id, each.headers) for each in self._dispatcher.unbegun()):
+            for request in self._dispatcher.take_back_all():
+                (gone if names(revocation, request.id, request.headers) else keep).append(request)
+        for request in keep:
+            request.number = 0
+        self._dispatcher.add_first(keep)
+        gone.extend(self.rate_limits.take_out(lambda each: names(revocation, each.id, each.headers)))
+        for request in gone:
+            self._discard(request)
+
+    def _discard(self, request: Request) -> None:
+        """End a revoked task that has not begun."""
+        logger.info("Discarding revoked task: %s[%s]", request.task_name, request.id)
+        if signals.task_revoked:
+            signals.task_revoked.send(request.task, request=request, terminated=False, signum=None, expired=False)
+        self._ledger.forget(request)
+        self._settlement.settle(request, self._failure(request, TaskRevokedError("revoked"), REVOKED), request.ack)
 
     def _is_known(self, request: Request) -> bool:
         """Whether this attempt is running here, or was finished here and only its ack was lost; then nothing is run."""

@@ -121,6 +121,10 @@ class Dispatcher:
         self.waiting.clear()
         return taken
 
+    def unbegun(self) -> list[Request]:
+        """Return the tasks that wait here, and those sent to slots that may not have begun."""
+        return [*self.waiting, *(each for slot in self._slots() for each in slot.assigned)]
+
     def pop_beyond(self, count: int) -> list[Request]:
         """Return, and no longer keep, the waiting tasks beyond the first ``count``."""
         popped = [self.waiting.pop() for _ in range(len(self.waiting) - count)]

@@ -147,15 +147,18 @@ class RateLimits:
 
     def take_back(self) -> list[Request]:
         """Return the tasks held here, which then do not begin."""
-        held, self._held = self._held, {}
-        for timer in held.values():
-            self._loop.remove_timeout(timer)
-        return list(held)
+        return self.take_out(lambda _each: True)
+
+    def take_out(self, wanted: Callable[[Request], bool]) -> list[Request]:
+        """Return those of the tasks held here, which then do not begin."""
+        found = [each for each in self._held if wanted(each)]
+        for request in found:
+            self._loop.remove_timeout(self._held.pop(request))
+        return found
 
     def drop_stale(self) -> None:
         """Forget what is held and whose channel is gone: the broker delivers it again."""
-        for request in [each for each in self._held if not each.delivery.is_current]:
-            self._loop.remove_timeout(self._held.pop(request))
+        self.take_out(lambda each: not each.delivery.is_current)
 
 
 def rates_of(tasks: Iterable[Any], default: Any) -> list[tuple[str, Any]]:

@@ -22,6 +22,7 @@ from amqptasks.broker.consumer import QueueConsumer
 from amqptasks.broker.declarer import Declarer
 from amqptasks.broker.link import Backoff, Connection, Link
 from amqptasks.broker.loop import Loop
+from amqptasks.broker.revocations import RevocationReader
 from amqptasks.clock import monotonic
 from amqptasks.entities import Queue
 from amqptasks.exceptions import ImproperlyConfigured, TopologyConflict
@@ -42,6 +43,8 @@ SHORT_MULTIPLIER = 64
 MAX_HELD = 64
 #: Acks wait this long to leave together, and let results go first; never when half of the prefetch waits. Seconds.
 ACK_DELAY_S = 0.005
+#: How long a worker that has connected waits to learn what was revoked, seconds.
+REPLAY_S = 5.0
 EXIT_OK = 0
 EXIT_FAILURE = 1
 POOLS = ("prefork", "solo", "threads")
@@ -143,6 +146,10 @@ class Worker:
         # Tasks held back by their rates never take more than a part of the prefetch window from the others.
         max_held = max(1, (self.prefetch or MAX_HELD * 4) // 4)
         self._deliveries = Deliveries(app, self.hostname, loop, self._dispatcher, self._settlement, max_held)
+        self._revocations = RevocationReader(
+            loop, conf.task_queue_prefix, conf.task_revoke_expires, self._confirms, self._deliveries.on_revocation,
+            patience_s=REPLAY_S,
+        )  # fmt: skip
         events = PoolEvents(
             self._deliveries.on_outcome,
             self._deliveries.on_message,
@@ -253,11 +260,18 @@ class Worker:
     def _consume_up(self, connection: Connection) -> None:
         logger.info("Connected to %s", self._consume_link.label)
         self._consume_declarer = Declarer(connection)
-        for consumer in self._consumers:
-            consumer.up(connection, self._consume_declarer, self._consume_link.version)
+        # Nothing is consumed before it is known what was revoked.
+        self._revocations.up(connection, self._consume_declarer, self._consume_link.version, self._consume_queues)
+
+    def _consume_queues(self) -> None:
+        connection, declarer = self._consume_link.connection, self._consume_declarer
+        if connection is not None and declarer is not None and not self._stopping:
+            for consumer in self._consumers:
+                consumer.up(connection, declarer, self._consume_link.version)
 
     def _consume_down(self, reason: str) -> None:
         logger.warning("Lost the consuming connection: %s. Running tasks go on; connecting again.", reason)
+        self._revocations.down(reason)
         for consumer in self._consumers:
             consumer.down(reason)
         if self._consume_declarer is not None:
@@ -349,6 +363,7 @@ class Worker:
         signals.worker_shutting_down.send(self.hostname, sig=why, how="Warm", exitcode=EXIT_OK)
         timeout_s = self.app.conf.worker_shutdown_timeout
         self._deadline = None if timeout_s is None else monotonic() + timeout_s
+        self._revocations.stop()
         for consumer in self._consumers:
             consumer.stop_consuming()
         self._deliveries.take_no_more()
