@@ -23,7 +23,7 @@ from amqptasks.broker.parameters import Endpoint
 from amqptasks.broker.topology import DeclareQueue, Step, conflict, server_version
 from amqptasks.exceptions import BrokerUnavailable, OperationalError
 
-__all__ = ["Admin"]
+__all__ = ["Admin", "Refused"]
 
 #: How long a polite close may take before the socket is dropped, seconds.
 CLOSE_GRACE_S = 0.5
@@ -31,7 +31,7 @@ CLOSE_GRACE_S = 0.5
 ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_IMPLEMENTED = 403, 404, 405, 406, 540
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """The broker closed the channel, or the connection, with this code in answer to a request."""
 
     def __init__(self, code: int, text: str) -> None:
@@ -63,7 +63,7 @@ class Admin:
         self._channel: Channel | None = None
         self._label = ""
         self._ended: str | None = None
-        self._refusal: _Refused | None = None
+        self._refusal: Refused | None = None
         self._on_empty: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Admin:
@@ -96,7 +96,7 @@ class Admin:
         for step in steps:
             try:
                 self._carry_out(step)
-            except _Refused as refusal:
+            except Refused as refusal:
                 if refusal.code == PRECONDITION_FAILED:
                     raise conflict(refusal.text, step) from None
                 raise self._error(f"{step.method} of {_named(step)}", refusal) from None
@@ -108,7 +108,7 @@ class Admin:
         """
         try:
             frame = self._look(queue)
-        except _Refused as refusal:
+        except Refused as refusal:
             if refusal.code == NOT_FOUND:
                 return None
             raise self._error(f"to look at queue {queue!r}", refusal) from None
@@ -118,7 +118,7 @@ class Admin:
         """Whether there is such a queue, another connection's exclusive one included."""
         try:
             self._look(queue)
-        except _Refused as refusal:
+        except Refused as refusal:
             if refusal.code in (NOT_FOUND, RESOURCE_LOCKED):
                 return refusal.code == RESOURCE_LOCKED
             raise self._error(f"to look at queue {queue!r}", refusal) from None
@@ -141,7 +141,7 @@ class Admin:
                 self._channel.basic_nack(0, multiple=True, requeue=True)
                 # Waiting for an answer sends it off.
                 self._look(queue)
-        except _Refused as refusal:
+        except Refused as refusal:
             if refusal.code == NOT_FOUND:
                 return None
             raise self._error(f"to look into queue {queue!r}", refusal) from None
@@ -155,7 +155,7 @@ class Admin:
         """Delete the messages that wait in a queue; return how many, None if there is no such queue."""
         try:
             frame = self._request("queue.purge", lambda channel, then: channel.queue_purge(queue, callback=then))
-        except _Refused as refusal:
+        except Refused as refusal:
             if refusal.code == NOT_FOUND:
                 return None
             raise self._error(f"to purge queue {queue!r}", refusal) from None
@@ -181,12 +181,12 @@ class Admin:
             )
         try:
             frame = self._delete(queue, if_unused, if_empty)
-        except _Refused as refusal:
+        except Refused as refusal:
             if refusal.code != NOT_IMPLEMENTED or not (if_unused or if_empty):
                 raise self._error(f"to delete queue {queue!r}", refusal) from None
             try:
                 frame = self._delete(queue, False, False)
-            except _Refused as second:
+            except Refused as second:
                 raise self._error(f"to delete queue {queue!r}", second) from None
         return int(frame.method.message_count)
 
@@ -281,7 +281,7 @@ class Admin:
         """Send one request and wait for its answer.
 
         Raises:
-            _Refused: The broker said no. The next request gets a new channel.
+            Refused: The broker said no. The next request gets a new channel.
         """
         channel = self._open_channel()
         answers: list[Any] = []
@@ -294,7 +294,7 @@ class Admin:
     def _on_channel_close(self, _channel: Channel, error: BaseException) -> None:
         self._channel = None
         if isinstance(error, (pika.exceptions.ChannelClosedByBroker, pika.exceptions.ConnectionClosedByBroker)):
-            self._refusal = _Refused(error.reply_code, error.reply_text)
+            self._refusal = Refused(error.reply_code, error.reply_text)
 
     def _await(self, done: Callable[[], bool], method: str) -> None:
         assert self._loop is not None and self._connection is not None
@@ -306,7 +306,7 @@ class Admin:
             raise OperationalError(f"the broker {self._label} did not answer {method} within {self._timeout_s:g} s")
         raise OperationalError(f"the connection to {self._label} was lost during {method}: {self._ended}")
 
-    def _error(self, what: str, refusal: _Refused) -> OperationalError:
+    def _error(self, what: str, refusal: Refused) -> OperationalError:
         return OperationalError(f"the broker {self._label} refused {what}: {refusal.code} {refusal.text}")
 
 

@@ -15,11 +15,13 @@ from amqptasks.entities import MAX_NAME_BYTES, Exchange, Queue
 from amqptasks.exceptions import ImproperlyConfigured, TopologyConflict
 
 __all__ = [
-    "BindExchange", "BindQueue", "DeclareExchange", "DeclareQueue", "Step", "conflict", "dead_letter_queue", "plan",
-    "queue_type", "server_version",
+    "BindExchange", "BindQueue", "DeclareExchange", "DeclareQueue", "Step", "conflict", "dead_letter_queue", "exchanges",
+    "plan", "queue_type", "server_version",
 ]  # fmt: skip
 
 QUEUE_TYPES: Final = ("quorum", "classic")
+#: How often a dead letter may be looked at. Measured on 3.10, 4.0 and 4.3: all take it.
+DEAD_LETTER_DELIVERIES: Final = 1_000_000
 
 # Quorum queues answer these with 406: a queue that asks for one is meant to be classic.
 _CLASSIC_ONLY: Final = ("x-max-priority", "x-queue-mode", "x-queue-version")
@@ -123,15 +125,39 @@ def plan(queue: Queue, *, default_type: str, version: Version | None) -> tuple[S
     return tuple(steps)
 
 
-def dead_letter_queue(queue: Queue | str, suffix: str, default_type: str, version: Version | None) -> DeclareQueue:
-    """Return the queue that keeps the messages of ``queue`` that cannot be run. It is durable whatever ``queue`` is."""
+def exchanges(queue: Queue) -> tuple[Step, ...]:
+    """Return what declares the exchanges that a queue is bound to."""
+    found = dict.fromkeys(each.exchange for each in queue.all_bindings())
+    # Exchanges named amq.* are the broker's own; declaring them is refused.
+    return tuple(declare_exchange(each) for each in found if not each.no_declare and not each.name.startswith("amq."))
+
+
+def dead_letter_queue(
+    queue: Queue | str, suffix: str, default_type: str, version: Version | None, *, ttl_s: float | None = None,
+    max_length: int | None = None,
+) -> DeclareQueue:  # fmt: skip
+    """Return the queue that keeps the messages of ``queue`` that cannot be run. It is durable whatever ``queue`` is.
+
+    Args:
+        ttl_s: How long a message is kept, seconds; for ever without.
+        max_length: How many are kept; then the oldest makes room. No limit without.
+    """
     name = (queue if isinstance(queue, str) else queue.name) + suffix
     if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         raise ImproperlyConfigured(
             f"the name {name[:60]!r}… of a queue for dead letters is longer than the {MAX_NAME_BYTES} bytes of AMQP: "
             f"shorten the queue's name or task_dead_letter_suffix"
         )
-    return DeclareQueue(name, arguments=_arguments(Queue(name), default_type, version or ()))
+    arguments: dict[str, Any] = {}
+    if default_type == "quorum":
+        # Looking at a message and putting it back is a delivery, and RabbitMQ 4 deletes what was delivered 21 times.
+        # Not -1: that means "no limit" from 4.0 and "delete at once" before, and a cluster may be upgraded.
+        arguments["x-delivery-limit"] = DEAD_LETTER_DELIVERIES
+    if max_length is not None:
+        # Said aloud: a policy of refusing what is too much would keep workers from burying anything.
+        arguments["x-overflow"] = "drop-head"
+    dead = Queue(name, message_ttl=ttl_s, max_length=max_length, queue_arguments=arguments)
+    return DeclareQueue(name, arguments=_arguments(dead, default_type, version or ()))
 
 
 def queue_type(queue: Queue, default_type: str) -> str:
