@@ -92,9 +92,16 @@ WORKER: Final = (
         "worker_concurrency",
         concurrency,
         None,
-        "Tasks run at once; None: one for each CPU; 'auto': those this container may use.",
+        "Tasks run at once; None: one for each CPU, or 100 with asyncio; 'auto': those this container may use.",
     ),
     _S("worker_pool", _POOL, "prefork", "What runs tasks."),
+    _S(
+        "worker_asyncio_threads",
+        whole(1),
+        32,
+        "Plain tasks that run at once in the asyncio pool, each in a thread.",
+        ours="new",
+    ),
     _S("worker_pool_start_method", one_of("fork", "spawn"), "fork", "How prefork starts its children.", "later"),
     _S(
         "worker_prefetch_multiplier",

@@ -164,7 +164,8 @@ class Dispatcher:
         while waiting and slots:
             # Fewest first: idle slots are served before any gets a second task.
             slot = min(slots, key=_load) if len(slots) > 1 else slots[0]
-            if len(slot.assigned) >= most:
+            places = slot.places if slot.is_shared else most
+            if len(slot.assigned) >= places:
                 break
             slot.assign(waiting.popleft())
 
@@ -176,6 +177,10 @@ class Dispatcher:
             if not slot.assigned:
                 continue
             is_busy = True
+            if slot.is_shared:
+                for request in slot.newly_begun():
+                    self._on_begun(request)
+                continue
             begun, started = slot.begun()
             for request in slot.assigned:
                 if request.number > begun:

@@ -47,7 +47,11 @@ ACK_DELAY_S = 0.005
 REPLAY_S = 5.0
 EXIT_OK = 0
 EXIT_FAILURE = 1
-POOLS = ("prefork", "solo", "threads")
+POOLS = ("asyncio", "prefork", "solo", "threads")
+#: How many tasks the asyncio pool runs at once, where it is not said.
+ASYNCIO_PLACES = 100
+#: The largest prefetch count that AMQP can carry.
+MAX_PREFETCH = 65_535
 #: How long a stopping worker waits for its last acks and good-byes, seconds.
 FAREWELL_S = 1.0
 #: How often a stopping worker looks whether it is done, seconds.
@@ -86,12 +90,13 @@ class Worker:
         if self.pool_name not in POOLS:
             raise ImproperlyConfigured(f"expected the pool to be one of {', '.join(POOLS)}, got: {self.pool_name!r}")
         wanted = concurrency or conf.worker_concurrency
-        self.concurrency = 1 if self.pool_name == "solo" else int(wanted) if wanted and wanted != "auto" else _cores()
+        self.concurrency = _concurrency(self.pool_name, wanted)
         multiplier = conf.worker_prefetch_multiplier if prefetch_multiplier is None else prefetch_multiplier
-        self.prefetch = self.concurrency * int(multiplier)
+        self.prefetch = min(self.concurrency * int(multiplier), MAX_PREFETCH)
         # Whoever sets the multiplier means it. Left alone, it is for tasks of some length.
         is_default = prefetch_multiplier is None and "worker_prefetch_multiplier" not in conf.changed()
-        self.short_prefetch = self.concurrency * SHORT_MULTIPLIER if is_default else self.prefetch
+        short = min(self.concurrency * SHORT_MULTIPLIER, MAX_PREFETCH)
+        self.short_prefetch = short if is_default and self.pool_name != "asyncio" else self.prefetch
         self._settlement_limit: int = conf.worker_settlement_limit
         self._queue_names = None if queues is None else list(queues)
         self._quiet = quiet
@@ -139,7 +144,7 @@ class Worker:
         self._settlement = Settlement(self._confirms, app.sender, self._storer, self.hostname, self._settled)
         self._publish_link = self._link("worker publisher", self._publish_up, self._publish_down, backoff)
         self._consume_link = self._link("worker consumer", self._consume_up, self._consume_down, backoff)
-        self._executor = Executor(app, self.hostname)
+        self._executor = self._make_executor()
         self._dispatcher = Dispatcher(
             loop, lambda: self.pool.slots, lambda request: self._deliveries.begun(request), self._on_pace
         )
@@ -196,7 +201,18 @@ class Worker:
         limit: int | None = conf.broker_connection_max_retries
         return not again or (bool(limit) and failures > (limit or 0))
 
+    def _make_executor(self) -> Executor:
+        if self.pool_name != "asyncio":
+            return Executor(self.app, self.hostname)
+        from amqptasks.worker.async_executor import AsyncExecutor
+
+        return AsyncExecutor(self.app, self.hostname)
+
     def _make_pool(self, events: PoolEvents) -> Pool:
+        if self.pool_name == "asyncio":
+            from amqptasks.worker.pools.asyncio_pool import make_pool
+
+            return make_pool(self.loop, self.concurrency, events, self._executor, self.app.conf.worker_asyncio_threads)
         if self.pool_name == "prefork":
             from amqptasks.worker.pools.prefork import PreforkPool
 
@@ -420,6 +436,14 @@ def node_name(given: str | None) -> str:
     for letter, value in (("%h", host), ("%n", name), ("%d", domain)):
         text = text.replace(letter, value)
     return text if "@" in text else f"{text}@{host}"
+
+
+def _concurrency(pool: str, wanted: int | str | None) -> int:
+    if pool == "solo":
+        return 1
+    if wanted and wanted != "auto":
+        return int(wanted)
+    return ASYNCIO_PLACES if pool == "asyncio" else _cores()
 
 
 def _cores() -> int:

@@ -110,7 +110,14 @@ class SlotOwner(Protocol):
 
 
 class Slot:
-    """The parent's side of one slot. Belongs to the loop's thread."""
+    """The parent's side of one slot. Belongs to the loop's thread.
+
+    Attributes:
+        is_shared: Many tasks run in it at once: ``places`` of them. See `pools/asyncio_pool.py`.
+    """
+
+    is_shared = False
+    places = 1
 
     def __init__(self, loop: Loop, owner: SlotOwner, sock: socket.socket, mark: Mark, gate: Any, name: str) -> None:
         self.name = name
@@ -155,6 +162,10 @@ class Slot:
     def begun(self) -> tuple[int, float]:
         """Return the number of the task begun last, and when."""
         return self.mark.begun()
+
+    def newly_begun(self) -> list[Request]:
+        """Return what has begun since the last call. For shared slots, whose tasks begin in any order."""
+        return []
 
     def take_back(self) -> list[Request]:
         """Return the tasks that have not begun, and make sure that they never will here. Empty if that cannot be had
