@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amqptasks.canvas.chord import chord as chord
     from amqptasks.canvas.group import group as group
     from amqptasks.canvas.signature import Signature, maybe_signature, signature
-    from amqptasks.entities import Binding, Exchange, Queue, binding
+    from amqptasks.entities import Binding, Broadcast, Exchange, Queue, binding
     from amqptasks.result import AsyncResult, GroupResult, ResultSet
     from amqptasks.utils import uuid
 
@@ -45,6 +45,7 @@ _HOMES = {
     "maybe_signature": ("amqptasks.canvas.signature", "maybe_signature"),
     "signature": ("amqptasks.canvas.signature", "signature"),
     "Binding": ("amqptasks.entities", "Binding"),
+    "Broadcast": ("amqptasks.entities", "Broadcast"),
     "Exchange": ("amqptasks.entities", "Exchange"),
     "Queue": ("amqptasks.entities", "Queue"),
     "binding": ("amqptasks.entities", "binding"),
@@ -55,9 +56,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "App", "AsyncResult", "Binding", "Celery", "Exchange", "GroupResult", "Queue", "ResultSet", "Signature", "Task",
-    "__version__", "binding", "chain", "chord", "current_app", "current_task", "group", "maybe_signature",
-    "shared_task", "signature", "uuid",
+    "App", "AsyncResult", "Binding", "Broadcast", "Celery", "Exchange", "GroupResult", "Queue", "ResultSet",
+    "Signature", "Task", "__version__", "binding", "chain", "chord", "current_app", "current_task", "group",
+    "maybe_signature", "shared_task", "signature", "uuid",
 ]  # fmt: skip
 
 

@@ -6,17 +6,24 @@ into AMQP declarations.
 
 from __future__ import annotations
 
+import copy
+import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from amqptasks.exceptions import ImproperlyConfigured
 
-__all__ = ["Binding", "Exchange", "Queue", "binding"]
+__all__ = ["Binding", "Broadcast", "Exchange", "Queue", "binding", "worker_direct"]
 
 EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
 #: AMQP 0-9-1 short strings: names and routing keys.
 MAX_NAME_BYTES = 255
+#: The end of the name of a queue that only one worker consumes. Celery's, so that programs of either can send to the
+#: other's workers.
+DIRECT_SUFFIX = ".dq2"
+#: How long the queue of a broadcast outlives its worker's connection, seconds: long enough to connect again.
+BROADCAST_EXPIRES_S = 60.0
 
 
 def _checked_name(kind: str, name: Any) -> str:
@@ -188,4 +195,68 @@ class Queue:
 
     def clone(self, **changes: Any) -> Queue:
         """Return a copy with some attributes replaced."""
-        return replace(self, **changes)
+        made = copy.copy(self)
+        # Not by the class: what makes a Broadcast takes other arguments.
+        Queue.__init__(made, **{each.name: getattr(self, each.name) for each in fields(Queue)} | changes)
+        return made
+
+
+class Broadcast(Queue):
+    """Tasks sent here run in every worker that consumes it: an exchange of type fanout, and a queue for each process.
+
+    It is chosen, in routes and by ``-Q``, by its name, which is that of its exchange. The name of this process's queue
+    is made up. The queue is deleted when its worker stops, or a minute after its connection was lost.
+
+    Args:
+        name: Name of the exchange, and what the broadcast is called unless ``alias`` says otherwise.
+        queue: Name of the queue. Workers that use the same share the tasks, each of which one of them runs.
+        unique: Add something to that name which makes it this process's own.
+        auto_delete: Delete the queue as soon as nobody consumes it, a lost connection included.
+        exchange: Another exchange than the one of that name, as an `Exchange` or a name.
+        **options: As for `Queue`.
+    """
+
+    #: Whether each process has a queue of its own.
+    is_own: bool
+
+    def __init__(
+        self,
+        name: str | None = None,
+        queue: str | None = None,
+        unique: bool = False,
+        auto_delete: bool = False,
+        exchange: Exchange | str | None = None,
+        alias: str | None = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(exchange, Exchange):
+            if not (exchange or name):
+                raise ImproperlyConfigured("expected Broadcast to have a name, which is that of its exchange")
+            exchange = Exchange(exchange or name or "", "fanout")
+        own = unique or not queue
+        queue_name = f"{queue or 'bcast'}.{uuid.uuid4()}" if own else queue or ""
+        if options.get("expires") is None:
+            options["expires"] = BROADCAST_EXPIRES_S
+        # As short-lived as it is, it gains nothing from being replicated.
+        arguments = {"x-queue-type": "classic", **(options.pop("queue_arguments", None) or {})}
+        super().__init__(
+            queue_name, exchange, auto_delete=auto_delete, alias=alias or name or exchange.name,
+            queue_arguments=arguments, **options,
+        )  # fmt: skip
+        object.__setattr__(self, "is_own", own)
+
+    @property
+    def title(self) -> str:
+        """What it is called, in all processes alike."""
+        return self.alias or self.exchange.name
+
+
+def worker_direct(hostname: str | Queue) -> Queue:
+    """Return the queue that only one worker consumes, while ``worker_direct`` is set: ``apply_async(queue=…)``.
+
+    Args:
+        hostname: The worker's full name, such as ``celery@host``. A `Queue` is returned as it is.
+    """
+    if isinstance(hostname, Queue):
+        return hostname
+    return Queue(f"{hostname}{DIRECT_SUFFIX}", Exchange("C.dq2"), hostname)

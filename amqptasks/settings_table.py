@@ -184,7 +184,6 @@ _TASKS: Final = (
         whole(1, 255).or_none(),
         None,
         "`x-max-priority` of queues that name none; they become classic.",
-        "later",
     ),
     _S(
         "task_queue_prefix",
@@ -246,6 +245,7 @@ _TASKS: Final = (
         ".dead",
         "What follows a queue's name in that of its dead letters.",
         ours="new",
+    ),
     _S(
         "task_dead_letter_ttl",
         seconds(above=True).or_none(),
@@ -266,7 +266,6 @@ _TASKS: Final = (
         False,
         "A task that fails, after its retries, is among the dead letters too.",
         ours="new",
-    ),
     ),
     _S("task_message_max_bytes", whole(1), 16 * _MIB, "Largest body that is read, inflated.", ours="new"),
     _S("task_message_max_items", whole(1), 1_000_000, "Most containers a body may hold.", ours="new"),
@@ -301,7 +300,7 @@ _TASKS: Final = (
     ),
     _S("task_send_sent_event", boolean, False, "Emit a task-sent event for each task sent.", "later"),
     _S("task_remote_tracebacks", boolean, False, "The remote traceback is always shown, as the cause.", "never"),
-    _S("task_inherit_parent_priority", boolean, False, "Tasks sent by a task get its priority.", "later"),
+    _S("task_inherit_parent_priority", boolean, False, "Tasks sent by a task get its priority, if they have none."),
     _S(
         "task_allow_error_cb_on_chord_header",
         boolean,

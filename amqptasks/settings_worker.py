@@ -136,7 +136,7 @@ WORKER: Final = (
     _S("worker_disable_rate_limits", boolean, False, "Ignore rate limits."),
     _S("worker_enable_remote_control", boolean, True, "Answer inspect and control commands.", "later"),
     _S("worker_send_task_events", boolean, False, "Emit events that monitors read.", "later"),
-    _S("worker_direct", boolean, False, "Each worker also has a queue of its own.", "later"),
+    _S("worker_direct", boolean, False, "Each worker also consumes a queue of its own, `<hostname>.dq2`."),
     _S(
         "worker_proc_alive_timeout",
         seconds(above=True),

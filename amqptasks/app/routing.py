@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amqptasks.app.discovery import named_object
-from amqptasks.entities import Exchange, Queue
+from amqptasks.entities import DIRECT_SUFFIX, Broadcast, Exchange, Queue, worker_direct
 from amqptasks.exceptions import ImproperlyConfigured, QueueNotFound
 
 #: Options of a route that say where, as opposed to how.
@@ -33,19 +33,34 @@ class Route:
     routing_key: str
     queues: tuple[Queue, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
-    #: The queue that a delayed message waits for; None when the address is an exchange without one.
+    #: The queue that a delayed message waits for; None when the address is an exchange without one. For a `Broadcast`
+    #: any queue of it will do: the message waits for its exchange.
     queue_name: str | None = None
     exchange_type: str = "direct"
 
 
 def declared_queues(conf: Any) -> dict[str, Queue]:
     """Return the queues the settings declare, by name; the default queue alone where they declare none."""
-    queues = {queue.name: queue for queue in conf.task_queues or ()}
+    declared: Iterable[Queue] = conf.task_queues or ()
     name = conf.task_default_queue
-    if not queues:
+    if not declared:
         exchange = Exchange(conf.task_default_exchange or name, conf.task_default_exchange_type)
-        queues[name] = Queue(name, exchange, conf.task_default_routing_key or name)
-    return queues
+        declared = (Queue(name, exchange, conf.task_default_routing_key or name),)
+    return {queue.name: with_priority(queue, conf.task_queue_max_priority) for queue in declared}
+
+
+def with_priority(queue: Queue, most: int | None) -> Queue:
+    """Return the queue with ``task_queue_max_priority``, where it says nothing itself and has not chosen a type that
+    cannot have it."""
+    arguments = queue.queue_arguments or {}
+    if (
+        most is None
+        or queue.max_priority is not None
+        or arguments.get("x-max-priority") is not None
+        or arguments.get("x-queue-type", "classic") != "classic"
+    ):
+        return queue
+    return queue.clone(max_priority=most)
 
 
 class Routing:
@@ -60,6 +75,7 @@ class Routing:
         self._missing_type: str | None = conf.task_create_missing_queue_type
         self._missing_exchange_type: str | None = conf.task_create_missing_queue_exchange_type
         self._create_missing: bool = conf.task_create_missing_queues
+        self._max_priority: int | None = conf.task_queue_max_priority
         self._routers = tuple(prepare(conf.task_routes))
         #: Whether a route depends on the task's name alone.
         self.is_static = all(getattr(router, "is_static", False) for router in self._routers)
@@ -72,20 +88,31 @@ class Routing:
         """
         if isinstance(name, Queue):
             return name
-        found = self.queues.get(name) or self._aliases.get(name)
+        found = self.named(name)
         if found is not None:
             return found
+        if "@" in name and name.endswith(DIRECT_SUFFIX):
+            return worker_direct(name.removesuffix(DIRECT_SUFFIX))
         if not self._create_missing:
-            near = difflib.get_close_matches(name, list(self.queues), n=1)
+            near = difflib.get_close_matches(name, self.names(), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise QueueNotFound(f"queue {name!r} is not in task_queues, and task_create_missing_queues is off{hint}")
         return self._missing(name)
 
+    def named(self, name: str) -> Queue | None:
+        """Return the declared queue of this name or alias, if there is one."""
+        return self.queues.get(name) or self._aliases.get(name)
+
+    def names(self) -> list[str]:
+        """Every name that a declared queue goes by; for a broadcast that is not the made-up name of its queue."""
+        own = [name for name, queue in self.queues.items() if not isinstance(queue, Broadcast)]
+        return own + [alias for alias in self._aliases if alias not in own]
+
     def _missing(self, name: str) -> Queue:
         arguments = {"x-queue-type": self._missing_type} if self._missing_type else None
-        if self._missing_exchange_type:
-            return Queue(name, Exchange(name, self._missing_exchange_type), name, queue_arguments=arguments)
-        return Queue(name, queue_arguments=arguments)
+        exchange = Exchange(name, self._missing_exchange_type) if self._missing_exchange_type else None
+        queue = Queue(name, exchange, name if exchange else "", queue_arguments=arguments)
+        return with_priority(queue, self._max_priority)
 
     def route(self, task_name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any = None) -> Route:
         """Decide where one call goes. ``options`` are the caller's own."""

@@ -33,7 +33,7 @@ from amqptasks.app.options import (
 from amqptasks.app.routing import ADDRESS_OPTIONS, Route, Routing
 from amqptasks.broker.needs import Need, PublishPolicy
 from amqptasks.clock import utcnow
-from amqptasks.entities import Exchange, Queue
+from amqptasks.entities import Broadcast, Exchange, Queue
 from amqptasks.exceptions import (
     AlwaysEagerIgnored,
     EncodeError,
@@ -95,6 +95,7 @@ class Plan:
     priority: int | None
     ignore_result: bool
     keeps_errors: bool
+    inherits_priority: bool
     wants_answer: bool
     is_kept: bool
     expires: Any
@@ -196,11 +197,10 @@ class Sender:
 
     # -- the parts of a send
 
-    @staticmethod
-    def _collect(collector: Collector, message: EncodedMessage, plan: Plan, exchange: str) -> None:
+    def _collect(self, collector: Collector, message: EncodedMessage, plan: Plan, exchange: str) -> None:
         route = plan.route
         queues = tuple(queue.name for queue in route.queues if not queue.no_declare)
-        delayed = route.queue_name if exchange != route.exchange else None
+        delayed = self._waits_for(route) if exchange != route.exchange else None
         collector.messages.append(Collected(message, queues, delayed))
 
     def _publish(
@@ -253,14 +253,15 @@ class Sender:
         plan: Plan,
         ignore_result: bool,
     ) -> tuple[Message, str, str, tuple[Need, ...]]:
-        headers = dict(plan.headers)
-        headers["id"] = task_id
-        headers["root_id"] = task_id
+        headers = {**plan.headers, "id": task_id, "root_id": task_id}
+        priority, delivery_mode, serializer = plan.priority, plan.delivery_mode, plan.serializer
         running = context.current()
         if running is not None:
             headers["root_id"] = running.request.root_id or running.request.id or task_id
             if running.request.id:
                 headers["parent_id"] = running.request.id
+            if plan.inherits_priority:
+                priority = first((running.request.delivery_info or {}).get("priority"), priority)
         headers["argsrepr"] = short_repr(args if type(args) is tuple else tuple(args))
         headers["kwargsrepr"] = short_repr(kwargs)
         headers["origin"] = self._who()
@@ -269,7 +270,6 @@ class Sender:
         elif options and options.get("ignore_result") is not None:
             # A call may want the result that its task or its worker would ignore.
             headers["ignore_result"] = False
-        priority, delivery_mode, serializer = plan.priority, plan.delivery_mode, plan.serializer
         compression, reply_to = plan.compression, None
         exchange, routing_key, needs = plan.route.exchange, plan.route.routing_key, plan.needs
         embed = EMPTY_EMBED
@@ -348,7 +348,7 @@ class Sender:
         delay_ms = (when - utcnow()) / timedelta(milliseconds=1)
         if delay_ms <= 0:
             return route.exchange, route.routing_key, needs
-        name = route.queue_name
+        name = self._waits_for(route)
         if name is None:
             raise ImproperlyConfigured(
                 f"a delayed task needs a queue to wait for, and exchange {route.exchange!r} was given "
@@ -357,13 +357,19 @@ class Sender:
         exchange, routing_key = self.ladder.address(delay_ms, name)
         return exchange, routing_key, needs + self.delay_needs(name)
 
+    def _waits_for(self, route: Route) -> str | None:
+        """Return under which name a delayed message waits: its queue's, or that of a broadcast."""
+        if route.queues and isinstance(route.queues[0], Broadcast) and route.exchange_type == "fanout":
+            return self.ladder.all_of(route.exchange)
+        return route.queue_name
+
     def delay_needs(self, queue: str) -> tuple[Need, ...]:
         """Return what must be declared before a message can wait for a queue: the ladder, and its way out."""
         state = self._current()
         exit_need = state.exits.get(queue)
         if exit_need is None:
-            step = state.ladder.exit_for(queue)
-            exit_need = state.exits[queue] = Need(f"{state.ladder.due}>{queue}", lambda _version: (step,))
+            steps = state.ladder.exits_for(queue)
+            exit_need = state.exits[queue] = Need(f"{state.ladder.due}>{queue}", lambda _version: steps)
         return state.ladder_need, exit_need
 
     # -- plans
@@ -410,13 +416,15 @@ class Sender:
         mode = first(first(extra.get("delivery_mode"), getattr(task, "delivery_mode", None)), exchange_mode)
         return Plan(
             route=route,
-            needs=tuple(self.need(queue) for queue in route.queues if not queue.no_declare),
+            needs=tuple(self.sending_need(queue) for queue in route.queues if not queue.no_declare),
             serializer=option("serializer", "task_serializer"),
             compression=option("compression", "task_compression"),
             delivery_mode=_delivery_mode(first(mode, conf.task_default_delivery_mode)),
             priority=option("priority", "task_default_priority"),
             ignore_result=bool(option("ignore_result", "task_ignore_result")),
             keeps_errors=bool(option("store_errors_even_if_ignored", "task_store_errors_even_if_ignored")),
+            # What a task or its route says of itself is meant; a setting for all gives way to the parent's.
+            inherits_priority=conf.task_inherit_parent_priority and option("priority", None) is None,
             wants_answer=self._app.backend.in_message,
             is_kept=self._app.backend.in_message and bool(option("persist_result", "task_persist_result")),
             expires=option("expires", None),
@@ -424,8 +432,18 @@ class Sender:
             headers=_plan_headers(name, task),
         )
 
+    def sending_need(self, queue: Queue) -> Need:
+        """Return what must be declared before a message can go to a queue; of a broadcast, only the exchange: its
+        queues belong to the workers."""
+        if not isinstance(queue, Broadcast):
+            return self.need(queue)
+        from amqptasks.broker.topology import exchanges
+
+        steps = exchanges(queue)
+        return Need(f"exchanges {queue.exchange!r}", lambda _version: steps)
+
     def need(self, queue: Queue) -> Need:
-        """Return what must be declared before a message can go to a queue."""
+        """Return what must be declared before a queue can be consumed."""
         state = self._current()
         known = state.needs.get(queue.name)
         if known is not None and known[0] == queue:

@@ -65,6 +65,7 @@ class QueueConsumer:
         on_refused: Called when the queue cannot be declared as wanted.
         ack_delay_s: Acks wait this long, at most until half of the prefetch waits, and then leave as one; 0 for the end
             of the turn.
+        is_own: The queue is nobody else's: it is deleted when consuming is stopped.
     """
 
     def __init__(
@@ -81,12 +82,14 @@ class QueueConsumer:
         arguments: Mapping[str, Any] | None = None,
         tag_prefix: str = "amqptasks",
         ack_delay_s: float = 0.0,
+        is_own: bool = False,
     ) -> None:
         self._ack_delay_s = ack_delay_s
         self.queue = queue
         self.epoch = 0
         self._loop = loop
         self._need = need
+        self._is_own = is_own
         self._prefetch = prefetch
         self._on_delivery = on_delivery
         self._on_consuming = on_consuming
@@ -133,7 +136,11 @@ class QueueConsumer:
         self._wanted = False
         channel, tag, self._consumer_tag = self._channel, self._consumer_tag, None
         if channel is not None and tag is not None and channel.is_open:
-            channel.basic_cancel(tag, callback=lambda _frame: None)
+            channel.basic_cancel(tag, callback=lambda _frame: self._stopped())
+
+    def _stopped(self) -> None:
+        if self._is_own and self._channel is not None and self._channel.is_open:
+            self._channel.queue_delete(self.queue)
 
     def set_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Consume with these arguments from the next time on."""

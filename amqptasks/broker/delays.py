@@ -119,6 +119,32 @@ class Ladder:
             )
         return BindQueue(queue, self.due, "*." * LEVELS + queue, {})
 
+    def all_of(self, exchange: str) -> str:
+        """The name under which messages wait for a broadcast's exchange, as others do under that of their queue."""
+        return f"{self.prefix}.broadcast.{exchange}"
+
+    def broadcast_of(self, name: str) -> str | None:
+        """The exchange that `all_of` made this name from; None if it is that of a queue."""
+        prefix = self.all_of("")
+        return name.removeprefix(prefix) if name.startswith(prefix) else None
+
+    def exits_for(self, name: str) -> tuple[Step, ...]:
+        """What lets messages leave that wait under a name: of a queue, or of what `all_of` made of an exchange."""
+        way_out = self.exit_for(name)
+        exchange = self.broadcast_of(name)
+        if exchange is None:
+            return (way_out,)
+        # A message that leaves must reach a queue, or it stops all others. Where nobody listens any more, that is one
+        # which keeps nothing.
+        nobody = f"{self.prefix}.nobody"
+        arguments = {"x-queue-type": "quorum", "x-message-ttl": 0, "x-max-length": 1}
+        key = "*." * LEVELS + name
+        return (
+            DeclareQueue(nobody, durable=True, exclusive=False, auto_delete=False, arguments=arguments),
+            BindQueue(nobody, self.due, key, {}),
+            BindExchange(exchange, self.due, key, {}),
+        )
+
     def address(self, delay_ms: float, queue: str) -> tuple[str, str]:
         """Return the exchange and routing key that bring a message to ``queue`` after at least ``delay_ms``.
 

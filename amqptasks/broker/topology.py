@@ -15,8 +15,8 @@ from amqptasks.entities import MAX_NAME_BYTES, Exchange, Queue
 from amqptasks.exceptions import ImproperlyConfigured, TopologyConflict
 
 __all__ = [
-    "BindExchange", "BindQueue", "DeclareExchange", "DeclareQueue", "Step", "conflict", "dead_letter_queue", "exchanges",
-    "plan", "queue_type", "server_version",
+    "BindExchange", "BindQueue", "DeclareExchange", "DeclareQueue", "Step", "conflict", "dead_letter_queue",
+    "exchanges", "plan", "queue_type", "server_version",
 ]  # fmt: skip
 
 QUEUE_TYPES: Final = ("quorum", "classic")
@@ -25,7 +25,8 @@ DEAD_LETTER_DELIVERIES: Final = 1_000_000
 
 # Quorum queues answer these with 406: a queue that asks for one is meant to be classic.
 _CLASSIC_ONLY: Final = ("x-max-priority", "x-queue-mode", "x-queue-version")
-_QUORUM_ONLY: Final = ("x-delivery-limit", "x-dead-letter-strategy", "x-quorum-initial-group-size")
+_DELAYED_RETRY: Final = ("x-delayed-retry-type", "x-delayed-retry-min", "x-delayed-retry-max")
+_QUORUM_ONLY: Final = ("x-delivery-limit", "x-dead-letter-strategy", "x-quorum-initial-group-size", *_DELAYED_RETRY)
 
 Version = tuple[int, ...]
 
@@ -108,19 +109,14 @@ def plan(queue: Queue, *, default_type: str, version: Version | None) -> tuple[S
     """
     if queue.no_declare:
         return ()
-    steps: list[Step] = []
-    bindings = queue.all_bindings()
-    for exchange in dict.fromkeys(each.exchange for each in bindings):
-        # Exchanges named amq.* are the broker's own; declaring them is refused.
-        if not exchange.no_declare and not exchange.name.startswith("amq."):
-            steps.append(declare_exchange(exchange))
+    steps: list[Step] = [*exchanges(queue)]
     steps.append(
         DeclareQueue(
             queue.name, durable=queue.durable, exclusive=queue.exclusive, auto_delete=queue.auto_delete,
             arguments=_arguments(queue, default_type, version or ()),
         )
     )  # fmt: skip
-    for each in bindings:
+    for each in queue.all_bindings():
         steps.append(BindQueue(queue.name, each.exchange.name, each.routing_key, dict(each.arguments or {})))
     return tuple(steps)
 
@@ -245,6 +241,9 @@ def _left_out(name: str, value: Any, kind: str, version: Version) -> bool:
         return value == -1 and not version >= (4, 0)
     if name == "x-consumer-timeout":
         return not version >= (3, 12) or (kind == "classic" and version >= (4, 3))
+    if name in _DELAYED_RETRY:
+        # Sent to an older broker it would stay on the queue, and be in the way when that is upgraded.
+        return not version >= (4, 3)
     if name == "x-queue-leader-locator":
         return kind == "classic" and not version >= (4, 0)
     if name == "x-queue-master-locator":

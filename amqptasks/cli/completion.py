@@ -102,7 +102,7 @@ def _task_names(app: App) -> list[str]:
 #: The app's tasks.
 complete_task = _of_app(_task_names)
 #: The app's queues.
-complete_queue = _of_app(lambda app: app.queues)
+complete_queue = _of_app(lambda app: app.sender.routing.names())
 
 
 def complete_queues(ctx: click.Context, param: click.Parameter, part: str) -> list[str]:

@@ -10,6 +10,8 @@ import click
 from amqptasks.cli.common import EXIT_FAILED, CliError, Globals, commas, did_you_mean, plural
 from amqptasks.cli.completion import complete_queues
 from amqptasks.cli.elements import Command
+from amqptasks.entities import Broadcast
+from amqptasks.exceptions import QueueNotFound
 
 if TYPE_CHECKING:
     from amqptasks.app.app import App
@@ -53,6 +55,9 @@ def purge_queues(obj: Globals, names: tuple[str, ...]) -> list[str]:
     """Purge these queues, say how many messages that were, and return those that are not there."""
     total = 0
     missing = []
+    known = obj.app().queues
+    # What waits for a broadcast is in queues of the workers, whose names only they know.
+    names = tuple(name for name in names if not isinstance(known.get(name), Broadcast))
     with obj.admin("purge") as admin:
         for name in names:
             count = admin.purge(name)
@@ -67,10 +72,18 @@ def purge_queues(obj: Globals, names: tuple[str, ...]) -> list[str]:
 
 
 def warn_of_slips(app: App, names: Iterable[str]) -> None:
-    """Say of each name that is nearly that of a queue of the app's that it is not."""
-    known = app.queues
+    """Say of each name that is nearly that of a queue of the app's that it is not.
+
+    Raises:
+        CliError: There is no queue of a name, and missing queues are not made.
+    """
+    routing = app.sender.routing
     for name in names:
-        hint = "" if name in known else did_you_mean(name, known)
+        try:
+            routing.queue(name)
+        except QueueNotFound as error:
+            raise CliError(str(error)) from error
+        hint = "" if routing.named(name) else did_you_mean(name, routing.names())
         if hint:
             click.echo(f"Warning: this app declares no queue {name!r}{hint}; taken as it is", err=True)
 
@@ -83,13 +96,18 @@ def choose_queues(
     Raises:
         CliError: A name to exclude is not among them, or none are left.
     """
-    names = chosen or tuple(obj.app().queues)
+    routing = obj.app().sender.routing
+    named = {name: routing.named(name) for name in (*(chosen or routing.queues), *(excluded or ()))}
+    # By its own name each, so that one that is chosen by its alias can be excluded by its name.
+    real = {name: name if queue is None else queue.name for name, queue in named.items()}
+    names = dict.fromkeys(real[name] for name in chosen or routing.queues)
+    told = chosen or routing.names()
     for name in excluded or ():
-        if name not in names:
-            raise CliError(f"-X: no queue {name!r}{did_you_mean(name, names)} among: {', '.join(names)}")
-    left = tuple(name for name in names if name not in (excluded or ()))
+        if real[name] not in names:
+            raise CliError(f"-X: no queue {name!r}{did_you_mean(name, told)} among: {', '.join(told)}")
+    left = tuple(name for name in names if name not in {real[each] for each in excluded or ()})
     if not left:
-        raise CliError(f"-X leaves no queue of: {', '.join(names)}")
+        raise CliError(f"-X leaves no queue of: {', '.join(told)}")
     return left
 
 

@@ -10,10 +10,11 @@ import click
 from amqptasks.cli.common import EXIT_FAILED, CliError, Globals, did_you_mean, plain, plural, print_table
 from amqptasks.cli.completion import complete_queue
 from amqptasks.cli.elements import Group, json_option
-from amqptasks.entities import Queue
+from amqptasks.entities import Broadcast, Queue
 from amqptasks.exceptions import OperationalError, TopologyConflict
 
 if TYPE_CHECKING:
+    from amqptasks.app.app import App
     from amqptasks.broker.admin import Admin
 
 __all__ = ["queues"]
@@ -50,7 +51,7 @@ def list_queues(obj: Globals, /, as_json: bool) -> None:
             for row in rows
         ],
     )
-    missing = sum(not row["exists"] for row in rows)
+    missing = sum(not row["exists"] and row["type"] != "broadcast" for row in rows)
     if missing:
         obj.say(
             f"{plural(missing, 'queue')} not declared yet (-): workers and senders do that, "
@@ -61,16 +62,24 @@ def list_queues(obj: Globals, /, as_json: bool) -> None:
 def _describe(admin: Admin, queue: Queue, conf: Any) -> dict[str, Any]:
     from amqptasks.broker.topology import queue_type
 
-    counts = admin.counts(queue.name)
-    dead = admin.counts(queue.name + conf.task_dead_letter_suffix)
+    # The queues of a broadcast belong to the workers: only its exchange is known here.
+    is_broadcast = isinstance(queue, Broadcast)
+    name = queue.title if isinstance(queue, Broadcast) else queue.name
+    counts = None if is_broadcast else admin.counts(name)
+    dead = admin.counts(name + conf.task_dead_letter_suffix)
     return {
-        "name": queue.name,
-        "type": queue_type(queue, conf.task_default_queue_type),
+        "name": name,
+        "type": "broadcast" if is_broadcast else queue_type(queue, conf.task_default_queue_type),
         "exists": counts is not None,
         "messages": counts[0] if counts else None,
         "consumers": counts[1] if counts else None,
         "dead": dead[0] if dead else 0,
     }
+
+
+def _by_title(app: App) -> dict[str, Queue]:
+    """Return the app's queues by the names that its users know them by."""
+    return {queue.title if isinstance(queue, Broadcast) else name: queue for name, queue in app.queues.items()}
 
 
 def _cell(value: int | None) -> str:
@@ -88,7 +97,7 @@ def show_queue(ctx: click.Context, /, name: str, as_json: bool) -> None:
     """
     obj: Globals = ctx.obj
     app = obj.app()
-    known = app.queues
+    known = _by_title(app)
     with obj.admin("queues") as admin:
         counts = admin.counts(name)
         if counts is None and name not in known:
@@ -102,7 +111,7 @@ def show_queue(ctx: click.Context, /, name: str, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2, default=plain))
     else:
         _print_queue(facts, app.conf)
-    if not facts["exists"]:
+    if not facts["exists"] and facts["type"] != "broadcast":
         ctx.exit(EXIT_FAILED)
 
 
@@ -133,7 +142,7 @@ def _print_queue(facts: dict[str, Any], conf: Any) -> None:
     lines = [("queue", facts["name"])]
     if facts["exists"]:
         lines += [("messages", f"{facts['messages']} waiting"), ("consumers", str(facts["consumers"]))]
-    else:
+    elif facts["type"] != "broadcast":
         lines.append(("on broker", "not declared yet"))
     if facts["dead"]:
         lines.append(("dead", f"{facts['dead']} in {facts['name']}{conf.task_dead_letter_suffix}"))
@@ -166,11 +175,11 @@ def declare_queues(ctx: click.Context, /, names: tuple[str, ...]) -> None:
 
     A queue that exists with other arguments is shown side by side with its declaration, and the exit code is 1.
     """
-    from amqptasks.broker.topology import plan, queue_type
+    from amqptasks.broker.topology import exchanges, plan, queue_type
 
     obj: Globals = ctx.obj
     app = obj.app()
-    known = app.queues
+    known = _by_title(app)
     for name in names:
         if name not in known:
             raise CliError(f"the app has no queue {name!r}{did_you_mean(name, known)}; it has: {', '.join(known)}")
@@ -182,13 +191,16 @@ def declare_queues(ctx: click.Context, /, names: tuple[str, ...]) -> None:
             if queue.no_declare:
                 obj.say(f"left {name} alone (no_declare)")
                 continue
+            is_broadcast = isinstance(queue, Broadcast)
+            steps = plan(queue, default_type=default_type, version=admin.version)
             try:
-                admin.declare(plan(queue, default_type=default_type, version=admin.version))
+                admin.declare(exchanges(queue) if is_broadcast else steps)
             except TopologyConflict as error:
                 failed = True
                 CliError(str(error)).show()
             else:
-                obj.say(f"declared {name} ({queue_type(queue, default_type)})")
+                kind = "broadcast" if is_broadcast else queue_type(queue, default_type)
+                obj.say(f"declared {name} ({kind})")
     if failed:
         ctx.exit(EXIT_FAILED)
 

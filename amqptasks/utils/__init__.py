@@ -1,4 +1,4 @@
-"""Public helpers under Celery's names: `amqptasks.utils.log`, `amqptasks.utils.uuid`."""
+"""Public helpers under Celery's names: `amqptasks.utils.log`, `amqptasks.utils.nodenames`, `amqptasks.utils.uuid`."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterable
 
 from amqptasks._version import __version__
-from amqptasks.entities import Queue
+from amqptasks.entities import Broadcast, Queue
 
 
 def banner(
@@ -39,7 +39,8 @@ def banner(
             if queue.exchange.name
             else ""
         )
-        lines.append(f".> {queue.name:<16}{kind}")
+        title = queue.title if isinstance(queue, Broadcast) else queue.name
+        lines.append(f".> {title:<16}{kind}")
     if tasks is not None:
         lines += ["", "[tasks]", *(f"  . {name}" for name in sorted(tasks))]
     lines.append("")

@@ -13,6 +13,7 @@ from amqptasks.app.sender import Sender
 from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Outgoing
 from amqptasks.broker.needs import Need
 from amqptasks.broker.topology import dead_letter_queue
+from amqptasks.entities import Broadcast
 from amqptasks.exceptions import EncodeError, OperationalError, QueueNotFound, TopologyConflict, Unroutable
 from amqptasks.results.kept import kept_need
 from amqptasks.wire.message import EncodedMessage
@@ -156,22 +157,26 @@ class Settlement:
             self._channel.send_later(out, 1.0)
 
     def _needs(self, follow_up: FollowUp) -> tuple[Need, ...]:
-        needs = tuple(self._sender.need(self._sender.routing.queue(name)) for name in follow_up.queues)
+        needs = tuple(self._sender.sending_need(self._sender.routing.queue(name)) for name in follow_up.queues)
         if follow_up.delayed is not None:
             needs += self._sender.delay_needs(follow_up.delayed)
         if follow_up.is_kept:
             needs += (kept_need(follow_up.message.routing_key, self._sender.conf.result_expires),)
         return needs
 
-    def _dead_need(self, queue: str) -> Need:
-        need = self._dead_needs.get(queue)
+    def _dead_need(self, consumed: str) -> Need:
+        queue = consumed
+        need = self._dead_needs.get(consumed)
         if need is None:
             conf = self._sender.conf
             suffix, default_type = conf.task_dead_letter_suffix, conf.task_default_queue_type
             declared = self._sender.routing.queues.get(queue)
+            if isinstance(declared, Broadcast):
+                # The name of its queue ends with this process.
+                queue, declared = declared.title, None
             need = Need(
                 f"queue {queue}{suffix}",
                 lambda version: (dead_letter_queue(declared or queue, suffix, default_type, version),),
             )
-            self._dead_needs[queue] = need
+            self._dead_needs[consumed] = need
         return need

@@ -24,7 +24,7 @@ from amqptasks.broker.link import Backoff, Connection, Link
 from amqptasks.broker.loop import Loop
 from amqptasks.broker.revocations import RevocationReader
 from amqptasks.clock import monotonic
-from amqptasks.entities import Queue
+from amqptasks.entities import Broadcast, Queue, worker_direct
 from amqptasks.exceptions import ImproperlyConfigured, TopologyConflict
 from amqptasks.logs import parse_level, setup_worker_logging
 from amqptasks.worker.banner import banner
@@ -238,9 +238,13 @@ class Worker:
 
     def _select_queues(self) -> list[Queue]:
         routing = self.app.sender.routing
-        if self._queue_names is None:
-            return list(routing.queues.values())
-        return [routing.queue(name) for name in self._queue_names]
+        names = routing.queues if self._queue_names is None else self._queue_names
+        # A name and its alias are one queue.
+        queues = {queue.name: queue for queue in map(routing.queue, names)}
+        if self.app.conf.worker_direct:
+            direct = worker_direct(self.hostname)
+            queues.setdefault(direct.name, direct)
+        return list(queues.values())
 
     def _consumer(self, queue: Queue) -> QueueConsumer:
         return QueueConsumer(
@@ -248,7 +252,7 @@ class Worker:
             need=None if queue.no_declare else self.app.sender.need(queue),
             on_delivery=self._deliveries.on_delivery, on_consuming=self._on_consuming, on_lost=self._on_lost_channel,
             on_refused=self._on_refused, arguments=queue.consumer_arguments, tag_prefix=self.hostname,
-            ack_delay_s=ACK_DELAY_S,
+            ack_delay_s=ACK_DELAY_S, is_own=isinstance(queue, Broadcast) and queue.is_own,
         )  # fmt: skip
 
     def _banner(self) -> str:
@@ -328,8 +332,9 @@ class Worker:
         if self.short_prefetch == self.prefetch or self._stopping:
             return
         for queue, consumer in zip(self.queues, self._consumers, strict=True):
-            # A new consumer would go to the end of the line where only the first is active.
-            if not (queue.queue_arguments or {}).get("x-single-active-consumer"):
+            # A new consumer would go to the end of the line where only the first is active, and a queue that ends with
+            # its last consumer would end between the two.
+            if not (queue.auto_delete or (queue.queue_arguments or {}).get("x-single-active-consumer")):
                 consumer.set_prefetch(self.short_prefetch if is_short else self.prefetch)
         if not is_short:
             self._deliveries.give_back_beyond(self.prefetch)
