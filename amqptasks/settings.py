@@ -268,14 +268,17 @@ class Conf(Mapping[str, Any]):
             warnings.warn(f"setting {name!r} {what} (from {source})", UserWarning, stacklevel=4)
 
 
-def broker_urls(conf: Conf) -> tuple[str, ...]:
+def broker_urls(conf: Conf, side: str = "broker_url") -> tuple[str, ...]:
     """Return the broker URLs to try, in turn, as they were written. They hold passwords: show them by `mask_url`.
 
+    ``side`` names the setting of the URLs for reading or for writing; where that is not set, `broker_url` is for both.
     If no `broker_url` is set but Celery's old `broker_host` and its kind are, the URL is made of those.
     """
-    given = conf.broker_url
+    given = conf[side]
+    if given is None:
+        given, side = conf.broker_url, "broker_url"
     parts = (conf.broker_host, conf.broker_port, conf.broker_user, conf.broker_password, conf.broker_vhost)
-    if conf.source_of("broker_url") == _DEFAULT and any(part is not None for part in parts):
+    if conf.source_of(side) == _DEFAULT and any(part is not None for part in parts):
         return (_url_of_parts(*parts),)
     return tuple(url.strip() for part in ([given] if isinstance(given, str) else given) for url in _split_urls(part))
 

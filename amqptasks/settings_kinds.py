@@ -25,6 +25,7 @@ __all__ = [
     "boolean",
     "concurrency",
     "delivery_mode",
+    "failover",
     "fraction",
     "heartbeat",
     "log_level",
@@ -347,7 +348,10 @@ def _accept_table(value: Any) -> Mapping[str, Any]:
 table: Final = Kind("a mapping with text keys", _accept_table, parse_json)
 
 
-def _accept_tls(value: Any) -> bool | Mapping[str, Any]:
+def _accept_tls(value: Any) -> Any:
+    # Looked at by name: who uses no TLS need not import it.
+    if any((each.__module__, each.__name__) == ("ssl", "SSLContext") for each in type(value).__mro__):
+        return value
     return _accept_table(value) if isinstance(value, Mapping) else _accept_bool(value)
 
 
@@ -355,7 +359,20 @@ def _parse_tls(value: str) -> Any:
     return parse_json(value) if value.lstrip().startswith("{") else _parse_bool(value)
 
 
-tls: Final = Kind("True, False or a mapping of TLS options", _accept_tls, _parse_tls)
+tls: Final = Kind("True, False, a mapping of TLS options or an ssl.SSLContext", _accept_tls, _parse_tls)
+
+
+def _accept_failover(value: Any) -> Any:
+    if callable(value) or value in ("round-robin", "shuffle"):
+        return value
+    if isinstance(value, str) and ("." in value or ":" in value):
+        return value
+    raise Mismatch
+
+
+failover: Final = Kind(
+    "'round-robin', 'shuffle', or a function of your own, itself or as 'module:name'", _accept_failover
+)
 
 
 def _accept_urls(value: Any) -> str | tuple[str, ...]:

@@ -24,7 +24,7 @@ from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.results.backend import ResultBackend
 from amqptasks.results.handles import AsyncResult, GroupResult
 from amqptasks.results.record import ResultRecord
-from amqptasks.settings import Conf, broker_urls
+from amqptasks.settings import Conf
 from amqptasks.signals import Signal
 from amqptasks.wire.serializers import Limits
 
@@ -343,23 +343,19 @@ class App(TaskHome):
             backoff=Backoff(max_s=min(1.0, conf.broker_connection_retry_interval_max)),
         )
 
-    def endpoints(self, purpose: str) -> tuple[Endpoint, ...]:
+    def endpoints(self, purpose: str, *, reads: bool = False) -> tuple[Endpoint, ...]:
         """Return the brokers to connect to, for a connection that says what it is for.
+
+        Args:
+            reads: It consumes tasks (`broker_read_url`). All else, results included, goes over `broker_write_url`.
 
         Raises:
             ImproperlyConfigured: A URL cannot be used.
         """
-        from amqptasks.broker.parameters import endpoints
+        from amqptasks.app.brokers import brokers_of
 
-        conf = self.conf
-        return endpoints(
-            broker_urls(conf),
-            heartbeat_s=conf.broker_heartbeat,
-            connection_timeout_s=conf.broker_connection_timeout,
-            ssl=conf.broker_use_ssl,
-            login_method=conf.broker_login_method,
-            name=f"amqptasks {purpose} {self.main or script_name()} {os.getpid()}@{socket.gethostname()}",
-        )
+        name = f"amqptasks {purpose} {self.main or script_name()} {os.getpid()}@{socket.gethostname()}"
+        return brokers_of(self.conf, name, reads=reads)
 
     def close(self) -> None:
         """Close the connections of this process, after what was sent has left. Safe twice; a later call opens new

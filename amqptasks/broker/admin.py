@@ -17,10 +17,12 @@ import pika.spec
 from pika.channel import Channel
 
 from amqptasks.broker.declarer import perform
-from amqptasks.broker.link import Connection, describe
+from amqptasks.broker.failover import one_pass
+from amqptasks.broker.link import Connection
 from amqptasks.broker.loop import Loop
 from amqptasks.broker.parameters import Endpoint
 from amqptasks.broker.topology import DeclareQueue, Step, conflict, server_version
+from amqptasks.broker.trouble import describe
 from amqptasks.exceptions import BrokerUnavailable, OperationalError
 
 __all__ = ["Admin", "Refused"]
@@ -47,7 +49,7 @@ class Admin:
     call opens another. Passwords appear in none of its errors.
 
     Args:
-        endpoints: Brokers, tried in turn.
+        endpoints: Brokers, each tried once.
         timeout_s: The longest that any one call waits for the broker.
 
     Raises:
@@ -56,7 +58,7 @@ class Admin:
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], *, timeout_s: float = 10.0) -> None:
-        self._endpoints = tuple(endpoints)
+        self._endpoints = endpoints
         self._timeout_s = timeout_s
         self._loop: Loop | None = None
         self._connection: Connection | None = None
@@ -230,7 +232,7 @@ class Admin:
             return self._connection
         self.close()
         problems = []
-        for endpoint in self._endpoints:
+        for endpoint in one_pass(self._endpoints):
             problem = self._try(endpoint)
             if problem is None and self._connection is not None:
                 return self._connection
@@ -248,7 +250,7 @@ class Admin:
         self._connection = Connection(
             parameters=parameters,
             on_open_callback=lambda _connection: outcome.append(None),
-            on_open_error_callback=lambda _connection, error: outcome.append(_reason(error)),
+            on_open_error_callback=lambda _connection, error: outcome.append(describe(error)),
             on_close_callback=self._on_close,
             custom_ioloop=loop,
         )
@@ -322,15 +324,6 @@ def _turn(loop: Loop, done: Callable[[], bool], timeout_s: float) -> bool:
         loop.process_timeouts()
     loop.remove_timeout(timer)
     return True
-
-
-def _reason(error: BaseException | str) -> str:
-    # A failed attempt to connect arrives wrapped in an AMQPConnectionError that says nothing itself.
-    while (
-        isinstance(error, pika.exceptions.AMQPConnectionError) and error.args and isinstance(error.args[0], Exception)
-    ):
-        error = error.args[0]
-    return describe(error)
 
 
 def _named(step: Step) -> str:

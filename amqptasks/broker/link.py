@@ -18,10 +18,12 @@ import pika
 import pika.exceptions
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 
+from amqptasks.broker.failover import turns
 from amqptasks.broker.incoming import OnConfirm, OnDeliver, is_delivery, read_confirm, read_delivery, read_frame
 from amqptasks.broker.loop import Loop, LoopThread
 from amqptasks.broker.parameters import Endpoint
 from amqptasks.broker.topology import server_version
+from amqptasks.broker.trouble import describe
 from amqptasks.clock import monotonic
 
 logger = logging.getLogger(__name__)
@@ -258,14 +260,15 @@ class Link:
         backoff: Backoff | None = None,
     ) -> None:
         self._loop = loop
-        self._endpoints = tuple(endpoints)
+        self._endpoints = endpoints
         self._on_up = on_up
         self._on_down = on_down
         self._on_attempt_failed = on_attempt_failed
         self._backoff = backoff or Backoff()
         self._wanted = False
         self._failures = 0
-        self._next_endpoint = 0
+        self._turns = turns(self._endpoints)
+        self._endpoint = next(self._turns)
         self._timer: Any = None
         self._connecting: Connection | None = None
         self.connection: Connection | None = None
@@ -278,7 +281,7 @@ class Link:
     @property
     def label(self) -> str:
         """The endpoint in use or tried next, without its password."""
-        return self._endpoints[self._next_endpoint % len(self._endpoints)].label
+        return self._endpoint.label
 
     @property
     def is_up(self) -> bool:
@@ -361,9 +364,8 @@ class Link:
         self._timer = None
         if not self._wanted:
             return
-        endpoint = self._endpoints[self._next_endpoint % len(self._endpoints)]
         self._connecting = Connection(
-            parameters=endpoint.parameters,
+            parameters=self._endpoint.parameters,
             on_open_callback=self._opened,
             on_open_error_callback=self._open_failed,
             on_close_callback=self._closed,
@@ -409,9 +411,9 @@ class Link:
         self._connecting = None
         self.last_error = describe(error)
         label = self.label
-        self._next_endpoint += 1
+        self._endpoint = next(self._turns)
         self._failures += 1
-        # With several brokers, one pass over all of them is made without waiting.
+        # With several brokers, as many attempts as there are of them are made without waiting.
         passes, position = divmod(self._failures, len(self._endpoints))
         wait_s = 0.0 if position else self._backoff.delay_s(passes - 1)
         self._again(wait_s)
@@ -431,21 +433,3 @@ class Link:
     def _again(self, wait_s: float) -> None:
         if self._wanted:
             self._timer = self._loop.call_later(wait_s, self._attempt)
-
-
-def describe(error: BaseException | str) -> str:
-    """Say in one line why a connection failed. pika nests causes and leaves some texts empty."""
-    seen: BaseException | str = error
-    while isinstance(seen, BaseException):
-        inner = getattr(seen, "exception", None) or getattr(seen, "exceptions", None) or seen.args
-        if isinstance(inner, (list, tuple)):
-            inner = inner[-1] if inner else None
-        if not isinstance(inner, BaseException):
-            break
-        seen = inner
-    if isinstance(seen, pika.exceptions.ConnectionClosed):
-        return f"closed by the broker: {seen.reply_code} {seen.reply_text}"
-    if isinstance(seen, BaseException):
-        text = str(seen).strip()
-        return f"{type(seen).__name__}: {text}" if text else type(seen).__name__
-    return str(seen)

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import difflib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from amqptasks._version import __version__
+from amqptasks.broker.tls import OPTIONS, Tls, read_setting, with_options
 from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.urls import mask_url
 
 if TYPE_CHECKING:
-    import ssl as tls
-
     import pika
 
 __all__ = ["Endpoint", "endpoints"]
@@ -30,24 +29,11 @@ SCHEMES: Final = {"amqp": False, "amqps": True, "pyamqp": False, "pyamqps": True
 # A broker in an alarm tells so and then reads nothing; a connection left like that for good is a hang.
 BLOCKED_CONNECTION_TIMEOUT_S: Final = 300.0
 
-_CERT_REQS: Final = {
-    "none": 0, "cert_none": 0, "verify_none": 0,
-    "optional": 1, "cert_optional": 1,
-    "required": 2, "cert_required": 2, "verify_peer": 2,
-}  # fmt: skip
 _LOGIN_METHODS: Final = {"PLAIN": "PLAIN", "AMQPLAIN": "PLAIN", "EXTERNAL": "EXTERNAL"}
 
-# Names of TLS options: in `broker_use_ssl`, and with or without `ssl_` or in RabbitMQ's spelling in a URL.
-_TLS_NAMES: Final = {
-    "keyfile": "keyfile", "certfile": "certfile",
-    "ca_certs": "ca_certs", "cacertfile": "ca_certs", "cafile": "ca_certs",
-    "cert_reqs": "cert_reqs", "verify": "cert_reqs", "server_hostname": "server_hostname",
-    "server_name_indication": "server_hostname", "password": "password", "ciphers": "ciphers",
-    "check_hostname": "check_hostname",
-}  # fmt: skip
 _QUERY_NAMES: Final = (
     "heartbeat", "connection_timeout", "blocked_connection_timeout", "auth_mechanism", "login_method",
-    *_TLS_NAMES, *(f"ssl_{name}" for name in _TLS_NAMES),
+    *OPTIONS, *(f"ssl_{name}" for name in OPTIONS),
 )  # fmt: skip
 
 
@@ -67,7 +53,7 @@ class _Wish:
     connection_timeout_s: float
     blocked_timeout_s: float
     login_method: str
-    tls: Mapping[str, Any] | None
+    tls: Tls | None
     name: str
 
 
@@ -76,7 +62,7 @@ def endpoints(
     *,
     heartbeat_s: float | None,
     connection_timeout_s: float,
-    ssl: bool | Mapping[str, Any] | None = None,
+    ssl: Any = None,
     login_method: str | None = None,
     name: str,
 ) -> tuple[Endpoint, ...]:
@@ -85,8 +71,8 @@ def endpoints(
     Args:
         heartbeat_s: Seconds between heartbeats; 0 or None for none.
         connection_timeout_s: Seconds for the TCP connection; TLS and AMQP may add half of it.
-        ssl: `broker_use_ssl`: True, or a mapping of ``keyfile``, ``certfile``, ``ca_certs``, ``cert_reqs`` and others.
-            The broker's certificate is verified unless ``cert_reqs`` says not to.
+        ssl: `broker_use_ssl`: True, a mapping of ``keyfile``, ``certfile``, ``ca_certs``, ``cert_reqs`` and others, or
+            an ``ssl.SSLContext``. The broker's certificate is verified unless ``cert_reqs`` says not to.
         login_method: ``PLAIN`` or ``EXTERNAL`` (the client's certificate is the login).
         name: What the RabbitMQ management pages call the connection.
 
@@ -102,7 +88,7 @@ def endpoints(
         connection_timeout_s=connection_timeout_s,
         blocked_timeout_s=BLOCKED_CONNECTION_TIMEOUT_S,
         login_method=login_method or "PLAIN",
-        tls=_tls_table(ssl),
+        tls=read_setting(ssl),
         name=name,
     )
     return tuple(_endpoint(url, wish) for url in urls)
@@ -123,12 +109,15 @@ def _endpoint(url: str, wish: _Wish) -> Endpoint:
         raise _bad(url, "it cannot be cut into user, password and host")
     wish = _with_query(url, parts, wish)
     if SCHEMES[scheme] and wish.tls is None:
-        wish = replace(wish, tls={})
+        wish = replace(wish, tls=Tls())
     method = _LOGIN_METHODS.get(wish.login_method.upper())
     if method is None:
         raise _bad(url, f"expected the login method PLAIN or EXTERNAL, got: {wish.login_method!r}")
     if method == "EXTERNAL" and wish.tls is None:
         raise _bad(url, "login method EXTERNAL needs TLS: use amqps:// or broker_use_ssl", encode=False)
+    if method == "EXTERNAL" and wish.tls is not None and not wish.tls.may_have_certificate:
+        why = "login method EXTERNAL is by a certificate of this side's: give certfile and keyfile in broker_use_ssl"
+        raise _bad(url, why, encode=False)
     host = unquote(host) if host else "localhost"
     port = port or (5671 if wish.tls is not None else 5672)
     user = unquote(parts.username) if parts.username else "guest"
@@ -151,7 +140,6 @@ def _parameters(
     import pika
     import pika.credentials
 
-    context = _tls_context(wish.tls) if wish.tls is not None else None
     return pika.ConnectionParameters(
         host=host,
         port=port,
@@ -164,7 +152,7 @@ def _parameters(
         # Retrying is done where the connection is used, with jitter and over all endpoints.
         connection_attempts=1,
         ssl_options=(
-            pika.SSLOptions(context, (wish.tls or {}).get("server_hostname") or host) if context is not None else None
+            pika.SSLOptions(wish.tls.context(), wish.tls.server_hostname or host) if wish.tls is not None else None
         ),
         tcp_options=_tcp_options(wish.heartbeat_s),
         client_properties={
@@ -211,13 +199,17 @@ def _with_query(url: str, parts: SplitResult, wish: _Wish) -> _Wish:
         elif key in ("auth_mechanism", "login_method"):
             wish = replace(wish, login_method=value)
         else:
-            table[_TLS_NAMES[key.removeprefix("ssl_")]] = value
+            table[OPTIONS[key.removeprefix("ssl_")]] = value
     if not table:
         return wish
     if wish.tls is None and not SCHEMES[parts.scheme.lower()]:
         given = ", ".join(sorted(table))
         raise _bad(url, f"it gives TLS options ({given}) but does not use TLS: write amqps://", encode=False)
-    return replace(wish, tls={**(wish.tls or {}), **table})
+    try:
+        return replace(wish, tls=with_options(wish.tls, table))
+    except ValueError as error:
+        given = ", ".join(sorted(table))
+        raise _bad(url, f"it gives TLS options ({given}), but {error}", encode=False) from None
 
 
 def _number(url: str, key: str, value: str) -> float:
@@ -228,68 +220,6 @@ def _number(url: str, key: str, value: str) -> float:
     if not 0 <= number < 1e9:
         raise _bad(url, f"expected its parameter {key!r} to be a number of 0 or more, got: {value!r}", encode=False)
     return number
-
-
-def _tls_table(ssl: bool | Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if not isinstance(ssl, Mapping):
-        return {} if ssl else None
-    table = {}
-    for key, value in ssl.items():
-        name = _TLS_NAMES.get(str(key).removeprefix("ssl_"))
-        if name is None:
-            near = difflib.get_close_matches(str(key), _TLS_NAMES, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_TLS_NAMES)}"
-            raise ImproperlyConfigured(f"broker_use_ssl has no option {key!r} ({hint})")
-        table[name] = value
-    return table
-
-
-def _tls_context(table: Mapping[str, Any]) -> tls.SSLContext:
-    """Make a verifying context; weaker only where ``cert_reqs`` or ``check_hostname`` say so.
-
-    Raises:
-        ValueError: An option cannot be used.
-    """
-    import ssl as tls
-
-    reqs = tls.VerifyMode(_cert_reqs(table.get("cert_reqs")))
-    try:
-        context = tls.create_default_context(cafile=table.get("ca_certs"))
-    except OSError as error:
-        raise ValueError(f"the certificates in ca_certs={table.get('ca_certs')!r} cannot be loaded: {error}") from error
-    context.check_hostname = reqs is tls.CERT_REQUIRED and _flag(table.get("check_hostname", True))
-    context.verify_mode = reqs
-    if table.get("ciphers"):
-        try:
-            context.set_ciphers(table["ciphers"])
-        except tls.SSLError as error:
-            raise ValueError(f"no cipher of ciphers={table['ciphers']!r} can be used: {error}") from error
-    certfile, keyfile = table.get("certfile"), table.get("keyfile")
-    if keyfile and not certfile:
-        raise ValueError(f"keyfile={keyfile!r} is given without certfile")
-    if certfile:
-        try:
-            # A password function, even a useless one, keeps OpenSSL from asking for it on the terminal.
-            context.load_cert_chain(certfile, keyfile, password=lambda: table.get("password") or "")
-        except OSError as error:
-            raise ValueError(
-                f"the certificate in certfile={certfile!r} (keyfile={keyfile!r}) cannot be loaded: {error}"
-            ) from error
-    return context
-
-
-def _cert_reqs(value: object) -> int:
-    if value is None:
-        return 2
-    if isinstance(value, str) and value.lower() in _CERT_REQS:
-        return _CERT_REQS[value.lower()]
-    if isinstance(value, int) and not isinstance(value, bool) and value in (0, 1, 2):
-        return int(value)
-    raise ValueError(f"expected cert_reqs to be 'none', 'optional' or 'required', got: {value!r}")
-
-
-def _flag(value: object) -> bool:
-    return value.lower() not in ("0", "no", "off", "false", "") if isinstance(value, str) else bool(value)
 
 
 def _bad(url: str, why: str, *, encode: bool = True) -> ImproperlyConfigured:

@@ -100,7 +100,8 @@ class Globals:
             app.conf.load_object(self.config, on_top=True, named_by="--config")
         overrides: dict[str, Any] = {}
         if self.broker:
-            overrides["broker_url"] = self.broker
+            # The one broker for this command, whatever the settings say of reading and writing.
+            overrides |= {"broker_url": self.broker, "broker_read_url": None, "broker_write_url": None}
         if self.result_backend:
             overrides["result_backend"] = self.result_backend
         if self.no_color:

@@ -143,7 +143,7 @@ class Worker:
         self._storer = Storer(lambda: app.backend, conf.result_serializer, self._make_storing_pool)
         self._settlement = Settlement(self._confirms, app.sender, self._storer, self.hostname, self._settled)
         self._publish_link = self._link("worker publisher", self._publish_up, self._publish_down, backoff)
-        self._consume_link = self._link("worker consumer", self._consume_up, self._consume_down, backoff)
+        self._consume_link = self._link("worker consumer", self._consume_up, self._consume_down, backoff, reads=True)
         self._executor = self._make_executor()
         self._dispatcher = Dispatcher(
             loop, lambda: self.pool.slots, lambda request: self._deliveries.begun(request), self._on_pace
@@ -168,8 +168,9 @@ class Worker:
         self._publish_declarer: Declarer | None = None
 
     def _link(
-        self, purpose: str, on_up: Callable[[Connection], None], on_down: Callable[[str], None], backoff: Backoff
-    ) -> Link:
+        self, purpose: str, on_up: Callable[[Connection], None], on_down: Callable[[str], None], backoff: Backoff,
+        *, reads: bool = False,
+    ) -> Link:  # fmt: skip
         failures = 0
 
         def failed(label: str, error: str, wait_s: float) -> None:
@@ -188,7 +189,7 @@ class Worker:
             on_up(connection)
 
         return Link(
-            self.loop, self.app.endpoints(f"{purpose} {self.hostname}"), on_up=up, on_down=on_down,
+            self.loop, self.app.endpoints(f"{purpose} {self.hostname}", reads=reads), on_up=up, on_down=on_down,
             on_attempt_failed=failed, backoff=backoff,
         )  # fmt: skip
 

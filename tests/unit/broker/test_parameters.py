@@ -11,6 +11,7 @@ from pika.credentials import ExternalCredentials, PlainCredentials
 
 from amqptasks.broker.parameters import Endpoint, endpoints
 from amqptasks.exceptions import ImproperlyConfigured
+from tests.certificates import Authority
 
 
 def endpoint(url: str, **options: Any) -> Endpoint:
@@ -155,10 +156,57 @@ def test_a_certificate_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         endpoint("amqp://h", ssl={"keyfile": str(broken)})
 
 
-def test_login_by_certificate_sends_no_password() -> None:
+def test_login_by_certificate_sends_no_password(tmp_path: Path) -> None:
+    certificate = Authority(tmp_path).client("shop")
+    query = f"certfile={certificate['certfile']}&keyfile={certificate['keyfile']}"
     for found in (
-        endpoint("amqps://h", login_method="EXTERNAL"),
-        endpoint("amqps://h?auth_mechanism=external"),
+        endpoint("amqps://h", login_method="EXTERNAL", ssl=certificate),
+        endpoint(f"amqps://h?auth_mechanism=external&{query}"),
+        endpoint("amqps://h", login_method="EXTERNAL", ssl=ssl.create_default_context()),
     ):
         assert isinstance(found.parameters.credentials, ExternalCredentials)
         assert found.label == "amqps://h:5671//"
+
+
+def test_login_by_certificate_without_one_is_refused_at_once() -> None:
+    with pytest.raises(ImproperlyConfigured, match="give certfile and keyfile in broker_use_ssl"):
+        endpoint("amqps://h", login_method="EXTERNAL", ssl={"ca_certs": None})
+
+
+@pytest.mark.parametrize(
+    ("options", "least", "most"),
+    [
+        ({"ssl_version": ssl.PROTOCOL_TLSv1_2}, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2),
+        ({"ssl_version": "TLSv1.3"}, ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_3),
+        ({"tls_minimum_version": ssl.TLSVersion.TLSv1_3}, ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.MAXIMUM_SUPPORTED),
+        ({"tls_maximum_version": "TLSv1_2", "tls_minimum_version": "tlsv1.2"},) + (ssl.TLSVersion.TLSv1_2,) * 2,
+    ],
+)
+def test_versions_of_tls_are_celerys_options(options: dict[str, Any], least: object, most: object) -> None:
+    made = endpoint("amqps://h", ssl=options).parameters.ssl_options
+    assert made is not None
+    assert (made.context.minimum_version, made.context.maximum_version) == (least, most)
+
+
+def test_what_celery_says_of_sockets_changes_nothing() -> None:
+    usual = ssl.create_default_context()
+    socket_words = {"do_handshake_on_connect": True, "suppress_ragged_eofs": True, "ssl_version": ssl.PROTOCOL_TLS}
+    made = endpoint("amqps://h", ssl=socket_words).parameters.ssl_options
+    assert made is not None
+    assert (made.context.verify_mode, made.context.minimum_version) == (usual.verify_mode, usual.minimum_version)
+
+
+@pytest.mark.parametrize("version", ["SSLv9", 42, ssl.PROTOCOL_TLS_SERVER])
+def test_a_version_that_tls_does_not_have_is_named(version: object) -> None:
+    with pytest.raises(ImproperlyConfigured, match="ssl_version to be a version such as 'TLSv1.2'"):
+        endpoint("amqps://h", ssl={"ssl_version": version})
+
+
+def test_a_context_of_ones_own_decides_everything() -> None:
+    own = ssl.create_default_context()
+    made = endpoint("amqps://h", ssl=own).parameters.ssl_options
+    assert made is not None and made.context is own and made.server_hostname == "h"
+    with pytest.raises(ImproperlyConfigured, match="broker_use_ssl is an ssl.SSLContext"):
+        endpoint("amqps://h?ca_certs=x", ssl=own)
+    with pytest.raises(ImproperlyConfigured, match="can be given as broker_use_ssl itself"):
+        endpoint("amqps://h", ssl={"context": own})
