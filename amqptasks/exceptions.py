@@ -32,7 +32,8 @@
     └── ContentError
         ├── EncodeError
         └── DecodeError
-            └── ContentDisallowed
+            ├── ContentDisallowed
+            └── UntrustedContent      also SecurityError
     SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError, Terminated    plain Exceptions: user code may catch them
     WorkerShutdown, WorkerTerminate                                          SystemExit: they stop a worker
     AmqptasksWarning (a UserWarning) ── AlwaysEagerIgnored                   warnings, not raised
@@ -52,7 +53,8 @@ __all__ = [
     "IncompleteStream", "InvalidSetting", "InvalidTaskError", "MaxRetriesExceededError", "MaybeSent", "NotRegistered",
     "NotSent", "OperationalError", "QueueNotFound", "Reject", "ResultUnreachable", "Retry", "SecurityError",
     "SoftTimeLimitExceeded", "TaskError", "TaskPredicate", "TaskRevokedError", "Terminated", "TimeLimitExceeded",
-    "TimeoutError", "TopologyConflict", "Unroutable", "WorkerLostError", "WorkerShutdown", "WorkerTerminate",
+    "TimeoutError", "TopologyConflict", "Unroutable", "UntrustedContent", "WorkerLostError", "WorkerShutdown",
+    "WorkerTerminate",
 ]  # fmt: skip
 
 
@@ -253,6 +255,10 @@ class DecodeError(ContentError):
 
 class ContentDisallowed(DecodeError):
     """The content type is not among those accepted; the body was not looked at."""
+
+
+class UntrustedContent(DecodeError, SecurityError):
+    """It is not signed by anybody who is trusted here, or was signed for something else. Its sender gets no answer."""
 
 
 class SoftTimeLimitExceeded(Exception):

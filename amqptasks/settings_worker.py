@@ -284,11 +284,33 @@ BEAT: Final = (
 )
 
 SECURITY: Final = (
-    _S("security_key", text().or_none(), None, "File of the private key that signs messages.", "later"),
-    _S("security_key_password", secret.or_none(), None, "Its password.", "later", secret=True),
-    _S("security_certificate", text().or_none(), None, "File of the certificate.", "later"),
+    _S("security_key", text().or_none(), None, "File of the private key that signs messages."),
+    _S("security_key_password", secret.or_none(), None, "Its password.", secret=True),
+    _S("security_certificate", text().or_none(), None, "File of its certificate."),
     _S(
-        "security_cert_store", text().or_none(), None, "Files of the certificates that are trusted, as a glob.", "later"
+        "security_cert_store",
+        text().or_none(),
+        None,
+        "Files of the certificates that are trusted: a directory or a glob.",
     ),
-    _S("security_digest", text(), "sha256", "The digest that is signed.", "later"),
+    _S(
+        "security_digest",
+        one_of("sha256", "sha384", "sha512", "sha3_256", "sha3_384", "sha3_512"),
+        "sha256",
+        "The digest that is signed, the same for all who send and read.",
+    ),
+    _S(
+        "security_max_age",
+        seconds(above=True).or_none(),
+        86400.0,
+        "Refuse a signed task this long after it was signed, or after its eta.",
+        ours="new",
+    ),
+    _S(
+        "security_require_binding",
+        boolean,
+        False,
+        "Refuse signed tasks whose headers are not covered by the signature, as Celery sends them.",
+        ours="new",
+    ),
 )

@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 #: The faces of the package, which users import and nothing inside it does: they may look at anything below `cli`.
-FACES = ("__init__", "result", "utils")
+FACES = ("__init__", "result", "serialization", "utils")
 #: Where each third-party library may be imported. What is not named here may not be imported at all.
 HOMES: dict[str, tuple[str, ...]] = {
     "pika": ("broker",),
@@ -41,6 +41,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "IPython": ("cli",),
     "bpython": ("cli",),
     "yaml": ("wire",),
+    "cryptography": ("wire",),
     "zstandard": ("wire",),
     "redis": ("results",),
     "sqlalchemy": ("results",),

@@ -192,6 +192,32 @@ class App(TaskHome):
 
         return name if isinstance(name, tzinfo) else ZoneInfo(name)
 
+    def setup_security(
+        self, allowed_serializers: Iterable[str] | None = None, key: str | None = None,
+        key_password: str | bytes | None = None, cert: str | None = None, store: str | None = None,
+        digest: str | None = None, serializer: str = "json",
+    ) -> None:  # fmt: skip
+        """Sign every message and read signed ones only: makes the serializer ``auth`` known, in this whole process.
+
+        Needs the package cryptography, ``task_serializer="auth"`` and ``accept_content=["auth"]``. What is not given
+        comes from the settings ``security_…``.
+
+        Args:
+            allowed_serializers: Signed bodies may be in these forms too, beside ``serializer``.
+            key, key_password, cert: Files of the private key and its certificate, PEM, and the key's password.
+            store: Directory or glob of the certificates that are trusted.
+            digest: What is signed of a body: ``sha256`` and its kin.
+            serializer: How the signed bodies are written.
+
+        Raises:
+            ImproperlyConfigured: The package, a setting, a key or a certificate is missing or of no use.
+        """
+        from amqptasks.app.security import setup_security
+
+        setup_security(
+            self.conf, self.limits, allowed_serializers, key, key_password, cert, store, digest, serializer
+        )  # fmt: skip
+
     # -- sending
 
     def send_task(

@@ -38,6 +38,13 @@ class Route:
     queue_name: str | None = None
     exchange_type: str = "direct"
 
+    @property
+    def place(self) -> tuple[str, str, str] | None:
+        """The queue, exchange and routing key; None where other queues than the one known here may get the message."""
+        if self.queue_name is None or self.exchange_type != "direct":
+            return None
+        return self.queue_name, self.exchange, self.routing_key
+
 
 def declared_queues(conf: Any) -> dict[str, Queue]:
     """Return the queues the settings declare, by name; the default queue alone where they declare none."""

@@ -45,6 +45,7 @@ from amqptasks.exceptions import (
 from amqptasks.results.backend import ResultBackend
 from amqptasks.results.handles import AsyncResult
 from amqptasks.results.kept import kept_need, kept_queue
+from amqptasks.wire.binding import SIGNED_NAME, bound
 from amqptasks.wire.compression import compress
 from amqptasks.wire.message import EncodedMessage, Message, encode
 from amqptasks.wire.reprs import short_repr
@@ -301,6 +302,8 @@ class Sender:
                 properties={"correlation_id": task_id, "reply_to": reply_to}, declare=list(plan.route.queues),
                 retry_policy=None,
             )  # fmt: skip
+        if serializer == SIGNED_NAME:
+            embed = bound(embed, headers, reply_to, options.get("correlation_id") or task_id, plan.route.place)
         content_type, content_encoding, body = self._encode_body(args, kwargs, embed, serializer)
         if compression:
             headers["compression"], body = compress(body, compression)

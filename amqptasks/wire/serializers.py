@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amqptasks.exceptions import ContentDisallowed, DecodeError, EncodeError, ImproperlyConfigured
+from amqptasks.wire.binding import SIGNED_NAME
 from amqptasks.wire.limits import DEFAULT_LIMITS, Limits, check_counts, check_json, check_msgpack, check_size
 from amqptasks.wire.typed import MARK, check_lookalikes, from_typed, to_typed
 
@@ -237,6 +238,8 @@ def by_name(name: str) -> Serializer:
     """The format of that name; raises ImproperlyConfigured, with the nearest name, if there is none."""
     serializer = _by_name.get(name) if isinstance(name, str) else None
     if serializer is None:
+        if name == SIGNED_NAME:
+            raise ImproperlyConfigured("the serializer 'auth' is not set up: call app.setup_security() first")
         raise ImproperlyConfigured(f"no serializer named {name!r}, expected {_known_names(name)}")
     return serializer
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from amqptasks.exceptions import InvalidTaskError
+from amqptasks.wire.binding import SIGNED_TYPE
+from amqptasks.wire.binding import check as check_binding
 from amqptasks.wire.compression import decompress
 from amqptasks.wire.reprs import printable, short_repr
 from amqptasks.wire.serializers import Limits, loads
@@ -177,9 +179,12 @@ def read_body(
     Raises:
         ContentDisallowed: Its content type is not accepted; it was not looked at.
         DecodeError: It cannot be read.
+        UntrustedContent: It is signed, but not by anybody trusted, or for something else.
         InvalidTaskError: It is not ``[args, kwargs, embed]``.
     """
     value = _decode(headers, content_type, content_encoding, body, accept, limits)
+    if content_type == SIGNED_TYPE:
+        check_binding(value, headers)
     if isinstance(value, dict) and ("args" in value or "task" in value):
         # Protocol 1. Celery reads such a body under the headers of protocol 2 too.
         return _body_of_mapping(value)

@@ -27,6 +27,7 @@ from amqptasks.exceptions import (
     Ignore,
     InvalidTaskError,
     Reject,
+    UntrustedContent,
 )
 from amqptasks.logs import TASK_LOGGER, bind_task
 from amqptasks.results.context import denied_join_result
@@ -94,6 +95,9 @@ class Executor:
          delivery_mode, exchange, routing_key, redelivered) = frame  # fmt: skip
         try:
             parsed = read_body(headers, content_type, content_encoding, body, self._accept, self._limits)
+        except UntrustedContent as error:
+            # No answer: it would be signed by us, whoever asked for it.
+            return Outcome(UNREADABLE, 0.0, reason=f"{type(error).__name__}: {error}")
         except (ContentError, InvalidTaskError) as error:
             return self._unreadable(name, task_id, headers, reply_to, correlation_id, error)
         request = make_request(headers, parsed)

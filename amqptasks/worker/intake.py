@@ -17,10 +17,11 @@ from amqptasks.app.registry import unknown_task
 from amqptasks.broker.consumer import Delivery
 from amqptasks.broker.delays import DUE_WITHIN_MS
 from amqptasks.clock import parse_moment, seconds_until
-from amqptasks.exceptions import ContentError, DecodeError, InvalidTaskError, NotRegistered
+from amqptasks.exceptions import ContentError, DecodeError, InvalidTaskError, NotRegistered, UntrustedContent
+from amqptasks.wire.binding import ARRIVAL_HEADER, SIGNED_TYPE, arrival
 from amqptasks.wire.reprs import printable
 from amqptasks.wire.serializers import accepted
-from amqptasks.wire.task import MAX_ID_CHARACTERS, TaskHead, read_head
+from amqptasks.wire.task import MAX_ID_CHARACTERS, TaskHead, read_body, read_head
 from amqptasks.worker import dead_letters
 from amqptasks.worker.request import Request
 
@@ -68,6 +69,7 @@ class Intake:
         conf = app.conf
         self._tasks = app.tasks
         self._accept = accepted(conf.accept_content)
+        self._signed_only = self._accept == {SIGNED_TYPE}
         self._limits = app.limits()
         self._acks_late = bool(conf.task_acks_late)
         self._delivery_limit: int | None = conf.task_delivery_limit
@@ -76,7 +78,11 @@ class Intake:
     def examine(self, delivery: Delivery) -> Decision:
         """Decide what becomes of a delivery. Never raises."""
         try:
-            return self._examine(delivery)
+            decision = self._examine(delivery)
+            if type(decision) is not Accept and delivery.properties.content_type == SIGNED_TYPE:
+                # No child will look at it: only what is signed may be answered, put off or thrown away.
+                self._check_signature(decision.request)
+            return decision
         except (ContentError, InvalidTaskError) as error:
             return Bury(_anonymous(delivery), dead_letters.UNREADABLE, error)
         except Exception as error:
@@ -90,6 +96,12 @@ class Intake:
         properties = delivery.properties
         if len(delivery.body) > self._limits.max_bytes:
             raise DecodeError(f"expected a body of at most {self._limits.max_bytes} bytes, got {len(delivery.body)}")
+        is_signed = properties.content_type == SIGNED_TYPE
+        if self._signed_only and not is_signed:
+            raise UntrustedContent(
+                f"the message is not signed (content type {ascii(properties.content_type)[:100]}), and accept_content "
+                "lists 'auth' alone"
+            )
         head = read_head(
             properties.headers,
             properties.content_type,
@@ -98,6 +110,8 @@ class Intake:
             self._accept,
             self._limits,
         )
+        if is_signed:
+            head = _with_arrival(head, delivery)
         task = self._tasks.get(head.task)
         if task is None:
             error = NotRegistered(unknown_task(printable(head.task, 255), self._tasks))
@@ -121,11 +135,27 @@ class Intake:
                 return Postpone(request, delay_ms)
         return Accept(request)
 
+    def _check_signature(self, request: Request) -> None:
+        properties = request.delivery.properties
+        read_body(
+            request.headers, properties.content_type, properties.content_encoding, request.delivery.body, self._accept,
+            self._limits,
+        )  # fmt: skip
+
     def _seconds_until(self, text: str, header: str) -> float:
         try:
             return seconds_until(parse_moment(text, self._zone))
         except ValueError as error:
             raise InvalidTaskError(f"header {header!r}: {error}") from error
+
+
+def _with_arrival(head: TaskHead, delivery: Delivery) -> TaskHead:
+    properties = delivery.properties
+    came = arrival(
+        head.headers, properties.reply_to, properties.correlation_id, delivery.consumer.queue, delivery.exchange,
+        delivery.routing_key,
+    )  # fmt: skip
+    return TaskHead(head.id, head.task, {**head.headers, ARRIVAL_HEADER: came})
 
 
 def _request(delivery: Delivery, head: TaskHead, task: Any, is_late: bool) -> Request:
