@@ -21,7 +21,6 @@ from amqptasks.exceptions import (
     InvalidTaskError,
     NotRegistered,
     TaskRevokedError,
-    UntrustedContent,
     WorkerLostError,
 )
 from amqptasks.logs import TASK_LOGGER
@@ -151,9 +150,7 @@ class Deliveries:
             self._settlement.settle(request, self._failure(request, error, REVOKED), request.ack)
         elif isinstance(decision, Bury):
             self._tell_unreadable(request, decision.error)
-            # An answer to what nobody signed would be signed by us, and in the name of any task it claims to be.
-            is_trusted = not isinstance(decision.error, UntrustedContent)
-            follow_ups = self._failure(request, decision.error) if is_trusted else ()
+            follow_ups = self._failure(request, decision.error) if decision.is_answered else ()
             self._bury(request, decision.reason, decision.error, follow_ups)
 
     def _tell_unreadable(self, request: Request, error: Exception) -> None:

@@ -27,12 +27,12 @@ from amqptasks.exceptions import (
     Ignore,
     InvalidTaskError,
     Reject,
-    UntrustedContent,
 )
 from amqptasks.logs import TASK_LOGGER, bind_task
 from amqptasks.results.context import denied_join_result
 from amqptasks.results.record import ResultRecord
 from amqptasks.states import FAILURE, STARTED, SUCCESS
+from amqptasks.wire.binding import SIGNED_TYPE
 from amqptasks.wire.failures import format_traceback
 from amqptasks.wire.pipe import encode_frame
 from amqptasks.wire.reprs import short_repr
@@ -95,10 +95,10 @@ class Executor:
          delivery_mode, exchange, routing_key, redelivered) = frame  # fmt: skip
         try:
             parsed = read_body(headers, content_type, content_encoding, body, self._accept, self._limits)
-        except UntrustedContent as error:
-            # No answer: it would be signed by us, whoever asked for it.
-            return Outcome(UNREADABLE, 0.0, reason=f"{type(error).__name__}: {error}")
         except (ContentError, InvalidTaskError) as error:
+            if content_type == SIGNED_TYPE:
+                # No answer: it would be signed by us, whoever asked for it.
+                return Outcome(UNREADABLE, 0.0, reason=f"{type(error).__name__}: {error}")
             return self._unreadable(name, task_id, headers, reply_to, correlation_id, error)
         request = make_request(headers, parsed)
         request.__dict__.update(

@@ -57,6 +57,8 @@ class Bury:
     request: Request
     reason: str
     error: Exception
+    #: An answer would be signed by us, in the name of any task that the message claims to be: not for everybody.
+    is_answered: bool = True
 
 
 Decision = Accept | Postpone | Expire | Bury
@@ -84,13 +86,15 @@ class Intake:
                 self._check_signature(decision.request)
             return decision
         except (ContentError, InvalidTaskError) as error:
-            return Bury(_anonymous(delivery), dead_letters.UNREADABLE, error)
+            return self._unreadable(delivery, error)
         except Exception as error:
             # A hole in the checks above: the message must not take the worker with it.
             logger.exception("Examining a message failed")
-            return Bury(
-                _anonymous(delivery), dead_letters.UNREADABLE, InvalidTaskError(f"{type(error).__name__}: {error}")
-            )
+            return self._unreadable(delivery, InvalidTaskError(f"{type(error).__name__}: {error}"))
+
+    def _unreadable(self, delivery: Delivery, error: Exception) -> Bury:
+        is_answered = not self._signed_only and delivery.properties.content_type != SIGNED_TYPE
+        return Bury(_anonymous(delivery), dead_letters.UNREADABLE, error, is_answered)
 
     def _examine(self, delivery: Delivery) -> Decision:
         properties = delivery.properties
