@@ -55,6 +55,8 @@ class Task(Handlers, Generic[P, R]):
     reject_on_worker_lost: bool | None = None
     #: Most crashes of a worker process that a late-ack message survives.
     crash_limit: int | None = None
+    #: Once it has failed for good, its message is among the dead letters too.
+    dead_letter_on_failure: bool | None = None
     priority: int | None = None
     expires: Any = None
     queue: str | None = None

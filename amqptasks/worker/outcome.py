@@ -15,6 +15,8 @@ from amqptasks.wire.message import EncodedMessage
 #: Kinds of frames from child to parent: the first item of each.
 OUTCOME: Final = 0
 MESSAGE: Final = 1
+#: The child begins nothing any more. Its number is 0, which no task has.
+RETIRED: Final = 2
 
 SUCCEEDED: Final = 0
 FAILED: Final = 1
@@ -83,7 +85,8 @@ class Outcome:
 
     Attributes:
         runtime_s: How long the task itself ran.
-        reason: For REJECTED, UNREADABLE and UNSTORED, why.
+        reason: For REJECTED, UNREADABLE and UNSTORED, why. For FAILED the error, if its message is to be among the
+            dead letters.
         requeue: For REJECTED, back into its queue rather than to the dead letters.
     """
 

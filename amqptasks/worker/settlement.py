@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from amqptasks.app.sender import Sender
 from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Outgoing
+from amqptasks.broker.dead_letters import dead_queue
 from amqptasks.broker.needs import Need
-from amqptasks.broker.topology import dead_letter_queue
 from amqptasks.entities import Broadcast
 from amqptasks.exceptions import EncodeError, OperationalError, QueueNotFound, TopologyConflict, Unroutable
 from amqptasks.results.kept import kept_need
@@ -48,6 +48,8 @@ class Settlement:
         self._hostname = hostname
         self._on_change = on_change
         self._dead_needs: dict[str, Need] = {}
+        #: Queues of dead letters that were found with other arguments, and told of.
+        self._conflicts: set[str] = set()
         #: Deliveries whose messages are not all confirmed.
         self.unsettled = 0
 
@@ -82,6 +84,12 @@ class Settlement:
             else:
                 self._send_follow_up(request, each, one_done)
 
+    def settle_dead(self, request: Request, follow_ups: tuple[Next, ...], detail: str, then: Then) -> None:
+        """Settle a task that failed, and whose message is to be kept among the dead letters for that."""
+        self.settle(
+            request, follow_ups, lambda: self.bury(request, dead_letters.FAILED, detail, then), is_lost=True
+        )  # fmt: skip
+
     def send_state(self, request: Request, follow_up: FollowUp) -> None:
         """Publish a state that is not the last; nothing waits for it, and under pressure it is left out."""
         if self._channel.waiting > MAX_WAITING_FOR_STATES:
@@ -99,10 +107,17 @@ class Settlement:
             "Moved a message to %s: %s, %s (task %s[%s])",
             dead_queue, reason, printable(detail, 300), printable(request.task_name, 80), printable(request.id, 64),
         )  # fmt: skip
-        self.publish(message, (need,), f"the dead letter of task {printable(request.id, 64)}", then)
+        what = f"the dead letter of task {printable(request.id, 64)}"
+        self.publish(message, (need,), what, then, despite_conflict=True)
 
-    def publish(self, message: EncodedMessage, needs: tuple[Need, ...], what: str, then: Then) -> None:
-        """Publish a message that must get through, for as long as that takes, then call ``then``."""
+    def publish(
+        self, message: EncodedMessage, needs: tuple[Need, ...], what: str, then: Then, *, despite_conflict: bool = False
+    ) -> None:
+        """Publish a message that must get through, for as long as that takes, then call ``then``.
+
+        Args:
+            despite_conflict: Put it into its queue even if that was declared with other arguments.
+        """
         self.unsettled += 1
         self._on_change()
 
@@ -112,6 +127,17 @@ class Settlement:
                 then()
                 self._on_change()
                 return
+            if despite_conflict and isinstance(error, TopologyConflict):
+                # A limit was changed after the queue was made. Better there than nowhere; and it says so once.
+                if message.routing_key not in self._conflicts:
+                    self._conflicts.add(message.routing_key)
+                    logger.error("%s\nUntil then dead letters are put into it as it is.", error)
+                out.needs = ()
+                self._again(out, immediately=True)
+                return
+            if not out.needs and isinstance(error, Unroutable):
+                # The queue it was not to declare has gone meanwhile.
+                out.needs = needs
             if not isinstance(error, Interrupted):
                 # Without this message the original must not be acked: keep both, and keep trying, slowly.
                 logger.error("Cannot send %s: %s; trying again", what, error)
@@ -169,14 +195,14 @@ class Settlement:
         need = self._dead_needs.get(consumed)
         if need is None:
             conf = self._sender.conf
-            suffix, default_type = conf.task_dead_letter_suffix, conf.task_default_queue_type
+            suffix = conf.task_dead_letter_suffix
             declared = self._sender.routing.queues.get(queue)
             if isinstance(declared, Broadcast):
                 # The name of its queue ends with this process.
                 queue, declared = declared.title, None
             need = Need(
                 f"queue {queue}{suffix}",
-                lambda version: (dead_letter_queue(declared or queue, suffix, default_type, version),),
+                lambda version: (dead_queue(conf, declared or queue, version),),
             )
             self._dead_needs[consumed] = need
         return need

@@ -173,7 +173,8 @@ def test_nothing_is_declared_for_a_queue_that_says_so() -> None:
 @pytest.mark.parametrize("queue", ["mail", Queue("mail", exclusive=True), Queue("mail", max_priority=9)])
 def test_dead_letters_are_kept_in_a_durable_queue_of_the_default_type(queue: Queue | str) -> None:
     step = dead_letter_queue(queue, ".dead", "quorum", V4_0)
-    assert step == DeclareQueue("mail.dead", durable=True, arguments={"x-queue-type": "quorum"})
+    limit = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
+    assert step == DeclareQueue("mail.dead", durable=True, arguments=limit)
 
 
 def test_a_name_too_long_for_its_dead_letters_says_what_to_shorten() -> None:
