@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from amqptasks.app import current
+from amqptasks.app.async_calls import AsyncSending
 from amqptasks.app.configuring import Source, Suggestion, assignments, from_variable, make_conf
 from amqptasks.app.definitions import TaskHome, script_name
 from amqptasks.app.task import Task
@@ -42,7 +43,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class App(TaskHome):
+class App(TaskHome, AsyncSending):
     """A task application: settings, tasks, and the connections that serve them. Safe from any thread, and after a fork.
 
     Args:

@@ -30,11 +30,18 @@ class Bulk:
         self._waiting: list[tuple[str, str, Sending]] = []
         self._optional: set[str] = set()
         self._token: Any = None
+        #: Nothing joins it any more; coroutines started in it may still see it.
+        self.is_ended = False
+
+    @property
+    def sendings(self) -> list[Sending]:
+        """What was handed over in this block."""
+        return [sending for _id, _name, sending in self._waiting]
 
     def __enter__(self) -> Bulk:
         # A block within a block leaves the waiting to the outer one.
         outer = current_bulk.get()
-        if outer is not None:
+        if outer is not None and not outer.is_ended:
             return outer
         self._token = current_bulk.set(self)
         return self
@@ -51,12 +58,22 @@ class Bulk:
         if self._token is None:
             return
         current_bulk.reset(self._token)
-        failures = {
+        self.is_ended = True
+        failures = self.finish()
+        if error is None:
+            self.throw(failures)
+
+    def finish(self) -> dict[str, BaseException]:
+        """Wait for the confirms; returns the errors by task id."""
+        return {
             task_id: failure
             for task_id, failure in self._finish_all(self._waiting).items()
             if not (isinstance(failure, Unroutable) and task_id in self._optional)
         }
-        if failures and error is None:
+
+    def throw(self, failures: dict[str, BaseException]) -> None:
+        """Raise the BulkError of these failures, if there are any."""
+        if failures:
             names = {task_id: name for task_id, name, _sending in self._waiting}
             listed = "; ".join(f"{names[task_id]}[{task_id}]: {each}" for task_id, each in list(failures.items())[:10])
             more = f"; and {len(failures) - 10} more (see .failures)" if len(failures) > 10 else ""

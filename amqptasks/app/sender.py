@@ -219,7 +219,7 @@ class Sender:
         bulk = current_bulk.get()
         # Who does not mind whether a queue is there says mandatory=False.
         is_mandatory = bool(options.get("mandatory", True))
-        if bulk is not None:
+        if bulk is not None and not bulk.is_ended:
             bulk.add(task_id, name, self._app.publisher.submit(message, needs, policy), is_mandatory=is_mandatory)
             return
         try:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 from amqptasks.app import context
+from amqptasks.app.async_calls import AsyncCalls
 from amqptasks.app.context import Context
 from amqptasks.app.eager import run_here
 from amqptasks.app.handlers import Handlers, Hooks, hooks_of
@@ -25,7 +26,7 @@ _is_async = inspect.iscoroutinefunction
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class Task(Handlers, Generic[P, R]):
+class Task(Handlers, AsyncCalls[P], Generic[P, R]):
     """A registered function and its options. One instance per process; what it keeps in attributes stays.
 
     The class attributes are the options of ``@app.task(...)``. None means "as the settings say". Subclass it for

@@ -36,13 +36,14 @@ CLOSE_TIMEOUT_S = 1.0
 class Sending:
     """A message handed over and not yet confirmed. ``Publisher.finish`` waits for it."""
 
-    __slots__ = ("_lock", "error", "out", "policy")
+    __slots__ = ("_lock", "_watcher", "error", "out", "policy")
 
     def __init__(
         self, message: EncodedMessage, needs: tuple[Need, ...], policy: PublishPolicy, done: Callable[[], None]
     ) -> None:
         self.error: OperationalError | EncodeError | None = None
         self.policy = policy
+        self._watcher: Callable[[], None] | None = None
         lock = self._lock = threading.Lock()
         lock.acquire()
 
@@ -50,12 +51,26 @@ class Sending:
             self.error = error
             done()
             lock.release()
+            watcher = self._watcher
+            if watcher is not None:
+                watcher()
 
         self.out = Outgoing(message, needs, on_done, is_impatient=not policy.retry)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the outcome; True when it is there. Once only."""
         return self._lock.acquire(timeout=max(0.0, timeout_s))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the outcome is there, and not waited for yet."""
+        return not self._lock.locked()
+
+    def watch(self, watcher: Callable[[], None] | None) -> None:
+        """Call this, on any thread, when the outcome is there; None ends that."""
+        self._watcher = watcher
+        if watcher is not None and self.is_done:
+            watcher()
 
     def again(self) -> None:
         """Make ready for another try of the same message."""
@@ -137,6 +152,11 @@ class Publisher:
             return
         if self._confirm:
             self.finish(sending, deadline)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a message would have to wait for another to be confirmed before it could be handed over."""
+        return self._places.empty()
 
     def _aside(self) -> Publisher:
         if self._second is None:

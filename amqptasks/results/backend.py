@@ -113,6 +113,18 @@ class ResultBackend(ABC):
             BackendGetMetaError: The store could not be read.
         """
 
+    def subscribe(self, task_id: str, wake: Callable[[], None]) -> Callable[[], None] | None:
+        """Call ``wake``, on any thread, when there may be news of a task; returns what ends that.
+
+        None if this backend cannot: then it is asked now and then. One that can must answer `wait` without waiting when
+        its timeout is zero. For asyncio programs.
+
+        Raises:
+            ResultUnreachable: This process can never see that result.
+        """
+        del task_id, wake
+        return None
+
     def wait_any(
         self, task_ids: Collection[str], timeout_s: float | None, on_record: OnRecord | None = None
     ) -> list[ResultRecord]:

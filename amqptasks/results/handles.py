@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NoReturn, Protocol
 
 from amqptasks.exceptions import DecodeError, TaskRevokedError
 from amqptasks.exceptions import TimeoutError as ResultTimeout
+from amqptasks.results.awaiting import AwaitedResult
 from amqptasks.results.backend import ResultBackend
 from amqptasks.results.context import assert_will_not_block, default_app
 from amqptasks.results.record import ResultRecord
@@ -57,7 +58,7 @@ def _extended(key: str, doc: str) -> property:
     return property(read, doc=f"{doc} None unless results are extended (``result_extended``).")
 
 
-class AsyncResult(ResultBase):
+class AsyncResult(AwaitedResult, ResultBase):
     """The result of one task, wherever it stands.
 
     Args:
@@ -417,6 +418,10 @@ class EagerResult(AsyncResult):
         return self.maybe_throw(propagate, options.get("callback"))
 
     wait = get  # type: ignore[assignment]
+
+    async def aget(self, timeout: float | None = None, propagate: bool = True, **options: Any) -> Any:  # type: ignore[override]
+        """Return what the task returned, or raise what it raised, as `get`."""
+        return self.get(timeout, propagate, **options)
 
     def maybe_throw(self, propagate: bool = True, callback: Callback | None = None) -> Any:
         """Raise the task's exception if it failed; return its value otherwise."""

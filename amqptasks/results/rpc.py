@@ -90,7 +90,7 @@ class _Slot:
 
     def __init__(self) -> None:
         self.record: ResultRecord | None = None
-        self.waiters: list[_Waiter] | None = None
+        self.waiters: list[_Waiter | _Watcher] | None = None
 
 
 class _Waiter:
@@ -119,6 +119,17 @@ class _Waiter:
 
     def wait(self, timeout_s: float) -> bool:
         return self._lock.acquire(timeout=timeout_s)
+
+
+class _Watcher:
+    """A waiting coroutine: woken by the final answer."""
+
+    __slots__ = ("every", "news", "wake")
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.every = False
+        self.news: deque[ResultRecord] = deque(maxlen=0)
+        self.wake = wake
 
 
 class RpcBackend(ResultBackend):
@@ -277,6 +288,15 @@ class RpcBackend(ResultBackend):
             for slot in slots:
                 self._remove_waiter(slot, waiter)
 
+    def subscribe(self, task_id: str, wake: Callable[[], None]) -> Callable[[], None] | None:
+        """Wake a coroutine when the final answer has come in."""
+        if task_id not in self._slots and self._kept.is_used():
+            return None
+        slot, watcher = self._slot(task_id), _Watcher(wake)
+        self._add_waiter(slot, watcher)
+        self._listen()
+        return lambda: self._remove_waiter(slot, watcher)
+
     def unexpect(self, task_id: str) -> None:
         """Give up the place of an answer."""
         self._slots.pop(task_id, None)
@@ -323,14 +343,14 @@ class RpcBackend(ResultBackend):
             raise timed_out()
 
     @staticmethod
-    def _add_waiter(slot: _Slot, waiter: _Waiter) -> None:
+    def _add_waiter(slot: _Slot, waiter: _Waiter | _Watcher) -> None:
         waiters = slot.waiters
         if waiters is None:
             waiters = slot.waiters = []
         waiters.append(waiter)
 
     @staticmethod
-    def _remove_waiter(slot: _Slot, waiter: _Waiter) -> None:
+    def _remove_waiter(slot: _Slot, waiter: _Waiter | _Watcher) -> None:
         if slot.waiters is not None and waiter in slot.waiters:
             slot.waiters.remove(waiter)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from amqptasks.exceptions import ImproperlyConfigured, IncompleteStream, TimeoutError
+from amqptasks.results.awaiting import Awaited, AwaitedSet
 from amqptasks.results.backend import ResultBackend, timed_out
 from amqptasks.results.context import assert_will_not_block, default_app
 
@@ -27,7 +28,7 @@ Callback = Callable[[str, Any], Any]
 OnMessage = Callable[[dict[str, Any]], Any]
 
 
-class ResultBase(ABC):
+class ResultBase(Awaited, ABC):
     """What single results and sets of them have in common."""
 
     id: str | None = None
@@ -128,7 +129,7 @@ class ResultBase(ABC):
             node = node.parent
 
 
-class ResultSet(ResultBase):
+class ResultSet(AwaitedSet, ResultBase):
     """A list of results that is waited for as one. Members may be groups.
 
     Args:
