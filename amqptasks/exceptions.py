@@ -95,15 +95,23 @@ class TaskPredicate(AmqptasksError):
 
 
 class Retry(TaskPredicate):
-    """The task is to be run again later. ``Task.retry`` raises it after the next attempt was arranged."""
+    """The task is to be run again later. ``Task.retry`` raises it after the next attempt was arranged.
+
+    Attributes:
+        exc: The error because of which; None where there is none, or only a text about it.
+        excs: That error as text.
+        when: Seconds from then, or the moment.
+        sig: The next attempt, as a signature.
+    """
 
     def __init__(
-        self, message: str | None = None, exc: BaseException | None = None, when: Any = None,
+        self, message: str | None = None, exc: BaseException | str | None = None, when: Any = None,
         is_eager: bool = False, sig: Any = None,
     ) -> None:  # fmt: skip
         super().__init__(message, exc, when)
         self.message = message
-        self.exc = exc
+        self.exc = None if isinstance(exc, str) else exc
+        self.excs = exc if isinstance(exc, str) else None if exc is None else _shown(exc)
         self.when = when
         self.is_eager = is_eager
         self.sig = sig
@@ -117,9 +125,16 @@ class Retry(TaskPredicate):
     def __str__(self) -> str:
         if self.message:
             return self.message
-        if self.exc is not None:
-            return f"Retry {self.humanize()}: {self.exc!r}"
+        if self.excs:
+            return f"Retry {self.humanize()}: {self.excs}"
         return f"Retry {self.humanize()}"
+
+
+def _shown(error: BaseException) -> str:
+    try:
+        return repr(error)
+    except Exception as trouble:
+        return f"<{type(error).__name__}: its repr() raised {type(trouble).__name__}>"
 
 
 class Ignore(TaskPredicate):

@@ -64,6 +64,12 @@ class Context:
     loglevel: int | None = None
     _children: list[Any] | None = None
     _followers: list[str] | None = None
+    #: The queue it came from, where a worker knows it.
+    _queue: str | None = None
+    #: Next attempts that it has asked for, as messages to send when it has ended; None outside of workers.
+    _attempts: list[Any] | None = None
+    #: What ``retry(max_retries=…)`` has said in this run.
+    _max_retries: int | None = None
     _protected = 1
 
     #: The order in which a request is shown, Celery's.
@@ -123,12 +129,14 @@ class Context:
     def as_execution_options(self) -> dict[str, Any]:
         """Return the options with which this call could be sent again."""
         hard, soft = self.time_limit, self.soft_time_limit
+        stamps = {key: value for key, value in (self.stamps or {}).items() if key in (self.stamped_headers or ())}
         return {
             "task_id": self.id, "root_id": self.root_id, "parent_id": self.parent_id, "group_id": self.group,
             "group_index": self.group_index, "shadow": self.shadow, "chord": self.chord, "chain": self.chain,
             "link": self.callbacks, "link_error": self.errbacks, "expires": self.expires, "soft_time_limit": soft,
             "time_limit": hard, "headers": self.headers, "retries": self.retries, "reply_to": self.reply_to,
             "replaced_task_nesting": self.replaced_task_nesting, "origin": self.origin,
+            "stamped_headers": self.stamped_headers, **stamps,
         }  # fmt: skip
 
 

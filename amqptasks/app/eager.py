@@ -17,14 +17,14 @@ from amqptasks import signals
 from amqptasks.app import context
 from amqptasks.app.context import Context
 from amqptasks.app.coroutines import run_coroutine
-from amqptasks.app.handlers import ExceptionInfo, told_failure, told_return, told_success
-from amqptasks.canvas.signature import as_list, maybe_signature
-from amqptasks.exceptions import EncodeError, Ignore, OperationalError, Reject
+from amqptasks.app.handlers import ExceptionInfo, told_failure, told_retry, told_return, told_success
+from amqptasks.canvas.signature import Signature, as_list, maybe_signature
+from amqptasks.exceptions import EncodeError, Ignore, OperationalError, Reject, Retry
 from amqptasks.logs import TASK_LOGGER, bind_task
 from amqptasks.results.context import denied_join_result
 from amqptasks.results.handles import EagerResult
 from amqptasks.results.record import ResultRecord
-from amqptasks.states import FAILURE, IGNORED, REJECTED, SUCCESS
+from amqptasks.states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
 from amqptasks.wire.failures import format_traceback, to_plain
 from amqptasks.wire.reprs import short_repr
 from amqptasks.wire.serializers import by_name, dumps, explain_unencodable, loads
@@ -111,6 +111,7 @@ class _EagerRun:
         self._state: Any = None
         self._value: Any = None
         self._traceback: str | None = None
+        self._again: Signature | None = None
 
     def run(self) -> EagerResult:
         task, request = self._task, self._request
@@ -129,6 +130,10 @@ class _EagerRun:
                 )  # fmt: skip
             unbind()
             context.pop(token)
+        if self._again is not None:
+            # At once, whenever it was to be.
+            result: EagerResult = self._again.apply(retries=request.retries + 1)
+            return result
         return EagerResult(request.id or "", self._value, self._state, traceback=self._traceback, name=task.name)
 
     def _run_and_tell(self) -> None:
@@ -140,6 +145,9 @@ class _EagerRun:
             value = (task if task.has_own_call else task.run)(*request.args, **request.kwargs)
             if task.is_async:
                 value = run_coroutine(value)
+        except Retry as retry:
+            self._retrying(retry)
+            return
         except Ignore as ignored:
             logger.info("Task %s[%s] ignored", request.task, request.id)
             self._state, self._value = IGNORED, ignored
@@ -162,6 +170,15 @@ class _EagerRun:
         told_success(task, request, value, runtime_s, raises=True)
         told_return(task, request, SUCCESS, value, None, raises=True)
 
+    def _retrying(self, retry: Retry) -> None:
+        if self._throw:
+            raise retry
+        self._traceback = format_traceback(retry)
+        plain = None if retry.exc is None else to_plain(retry.exc, self._app.conf.result_serializer)
+        self._store(RETRY, plain, self._traceback)
+        self._state, self._value, self._again = RETRY, retry, retry.sig
+        told_retry(self._task, self._request, retry, ExceptionInfo(retry, self._traceback), raises=True)
+
     def _failed(self, error: Exception) -> None:
         if self._throw:
             raise error
@@ -182,7 +199,7 @@ class _EagerRun:
     def _store(self, state: str, result: Any, traceback: str | None = None) -> None:
         task, request, conf = self._task, self._request, self._app.conf
         keep_errors = _first(task.store_errors_even_if_ignored, conf.task_store_errors_even_if_ignored)
-        ignored = request.ignore_result and not (state == FAILURE and keep_errors)
+        ignored = request.ignore_result and not (state in (FAILURE, RETRY) and keep_errors)
         wanted = _first(task.store_eager_result, conf.task_store_eager_result)
         if ignored or not wanted or self._app.backend.in_message:
             # A result that travels as a message has nobody to travel to: its caller holds it already.

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from amqptasks import signals
+from amqptasks.exceptions import Retry
 from amqptasks.logs import TASK_LOGGER
 from amqptasks.wire.reprs import DEFAULT_LENGTH, printable, short_repr, shown_name
 
@@ -68,7 +69,7 @@ class Handlers:
     def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: ExceptionInfo) -> None:
         """Do something about what the task raised."""
 
-    def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: ExceptionInfo) -> None:
+    def on_retry(self, exc: BaseException | None, task_id: str, args: Any, kwargs: Any, einfo: ExceptionInfo) -> None:
         """Do something when the task is to be run again."""
 
     def after_return(
@@ -137,6 +138,18 @@ def told_failure(task: Any, request: Any, error: BaseException, einfo: Exception
             logger.info("Task %s[%s] raised expected: %s", name, request.id, shown)
         else:
             logger.error("Task %s[%s] raised unexpected: %s\n%s", name, request.id, shown, einfo)
+
+
+def told_retry(task: Any, request: Any, retry: Retry, einfo: ExceptionInfo, *, raises: bool = False) -> None:
+    """Tell that a task is to be run again: `on_retry`, the signal, the log."""
+    hooks = task.hooks
+    if hooks is not None and hooks.on_retry is not None:
+        _call("on_retry", hooks.on_retry, request, raises, retry.exc, request.id, request.args, request.kwargs, einfo)
+    if signals.task_retry:
+        signals.task_retry.send(task, request=request, reason=retry, einfo=einfo)
+    if logger.isEnabledFor(logging.INFO):
+        shown = printable(str(retry), DEFAULT_LENGTH)
+        logger.info("Task %s[%s] retry: %s", shown_name(request.task, request.shadow), request.id, shown)
 
 
 def told_return(

@@ -219,7 +219,7 @@ class Sender:
         bulk = current_bulk.get()
         # Who does not mind whether a queue is there says mandatory=False.
         is_mandatory = bool(options.get("mandatory", True))
-        if bulk is not None and not bulk.is_ended:
+        if bulk is not None:
             bulk.add(task_id, name, self._app.publisher.submit(message, needs, policy), is_mandatory=is_mandatory)
             return
         try:
@@ -259,7 +259,8 @@ class Sender:
         running = context.current()
         if running is not None:
             headers["root_id"] = running.request.root_id or running.request.id or task_id
-            if running.request.id:
+            if running.request.id and running.request.id != task_id:
+                # The next attempt of a call is no child of it.
                 headers["parent_id"] = running.request.id
             if plan.inherits_priority:
                 priority = first((running.request.delivery_info or {}).get("priority"), priority)

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 from amqptasks.app import context
-from amqptasks.app.async_calls import AsyncCalls
 from amqptasks.app.context import Context
 from amqptasks.app.eager import run_here
 from amqptasks.app.handlers import Handlers, Hooks, hooks_of
+from amqptasks.app.retrying import Retries, retry_automatically
 from amqptasks.canvas.signature import Signature
 from amqptasks.exceptions import ImproperlyConfigured, MaxRetriesExceededError, OperationalError
 from amqptasks.results.handles import AsyncResult, EagerResult
@@ -26,7 +26,7 @@ _is_async = inspect.iscoroutinefunction
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class Task(Handlers, AsyncCalls[P], Generic[P, R]):
+class Task(Handlers, Retries, Generic[P, R]):
     """A registered function and its options. One instance per process; what it keeps in attributes stays.
 
     The class attributes are the options of ``@app.task(...)``. None means "as the settings say". Subclass it for
@@ -56,8 +56,6 @@ class Task(Handlers, AsyncCalls[P], Generic[P, R]):
     reject_on_worker_lost: bool | None = None
     #: Most crashes of a worker process that a late-ack message survives.
     crash_limit: int | None = None
-    #: Once it has failed for good, its message is among the dead letters too.
-    dead_letter_on_failure: bool | None = None
     priority: int | None = None
     expires: Any = None
     queue: str | None = None
@@ -68,9 +66,6 @@ class Task(Handlers, AsyncCalls[P], Generic[P, R]):
     #: Seconds that a run may take: at the first limit it is told, at the second it is killed.
     soft_time_limit: float | None = None
     time_limit: float | None = None
-    #: How `retry` tries again: how often (None: for ever), and after how many seconds.
-    max_retries: int | None = 3
-    default_retry_delay: float = 180
     #: Most runs in a time, such as ``"10/m"``, of each worker.
     rate_limit: Any = None
     #: Emit events of this task.
@@ -158,6 +153,7 @@ class Task(Handlers, AsyncCalls[P], Generic[P, R]):
         if hard is not None and soft is not None and soft > hard:
             raise ValueError(f"soft_time_limit of task {self.name!r} must be at most time_limit, got: {soft} > {hard}")
         self.hooks = hooks_of(self)
+        retry_automatically(self)
         self.has_own_call = type(self).__call__ is not Task.__call__
         self.is_async = _is_async(self.run) or (self.has_own_call and _is_async(type(self).__call__))
         named = getattr(self.shadow_name, "__func__", None) is not Task.shadow_name

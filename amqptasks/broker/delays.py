@@ -25,8 +25,6 @@ MAX_UNITS = 16**LEVELS - 1
 #: The longest time one pass through the ladder can hold a message: 9.7 days. Later ones re-enter when they reach a
 #: worker.
 MAX_DELAY_MS = MAX_UNITS * UNIT_MS
-#: A message this close to its time is due: less than a trip through the ladder is worth.
-DUE_WITHIN_MS = 250
 #: The digits and their dots take twelve of AMQP's 255 bytes of routing key.
 MAX_QUEUE_NAME_BYTES = 243
 

@@ -13,6 +13,7 @@ from amqptasks import signals
 from amqptasks.app.app import App
 from amqptasks.app.context import Context
 from amqptasks.broker.consumer import Delivery
+from amqptasks.broker.delays import UNIT_MS
 from amqptasks.broker.loop import Loop
 from amqptasks.exceptions import (
     AmqptasksError,
@@ -53,8 +54,10 @@ class Deliveries:
     ) -> None:
         self._app = app
         self._conf = app.conf
+        self._loop = loop
         self._hostname = hostname
         self._dispatcher = dispatcher
+        dispatcher.on_expired = self._expire
         self._settlement = settlement
         self._intake = Intake(app)
         self.revoked = RevokedTasks(app.conf.task_revokes_max, app.conf.task_revoke_expires)
@@ -141,17 +144,20 @@ class Deliveries:
     def _turn_away(self, decision: Decision) -> None:
         request = decision.request
         if isinstance(decision, Postpone):
-            self._postpone(request, decision.delay_ms)
+            self._put_off(request, decision.delay_ms)
         elif isinstance(decision, Expire):
-            logger.info("Task %s[%s] has expired", request.task_name, request.id)
-            if signals.task_revoked:
-                signals.task_revoked.send(request.task, request=request, terminated=False, signum=None, expired=True)
-            error = TaskRevokedError("expired")
-            self._settlement.settle(request, self._failure(request, error, REVOKED), request.ack)
+            self._expire(request)
         elif isinstance(decision, Bury):
             self._tell_unreadable(request, decision.error)
             follow_ups = self._failure(request, decision.error) if decision.is_answered else ()
             self._bury(request, decision.reason, decision.error, follow_ups)
+
+    def _expire(self, request: Request) -> None:
+        logger.info("Task %s[%s] has expired", request.task_name, request.id)
+        if signals.task_revoked:
+            signals.task_revoked.send(request.task, request=request, terminated=False, signum=None, expired=True)
+        self._ledger.forget(request)
+        self._settlement.settle(request, self._failure(request, TaskRevokedError("expired"), REVOKED), request.ack)
 
     def _tell_unreadable(self, request: Request, error: Exception) -> None:
         if isinstance(error, NotRegistered):
@@ -168,6 +174,18 @@ class Deliveries:
             request, follow_ups, lambda: self._settlement.bury(request, reason, text, lambda: self._end(request)),
             is_lost=True,
         )  # fmt: skip
+
+    def _put_off(self, request: Request, delay_ms: float) -> None:
+        """Let a task wait until it is due: in the broker, but for the moment that the ladder cannot measure."""
+        if delay_ms > UNIT_MS:
+            self._postpone(request, delay_ms)
+        else:
+            self._loop.call_later(delay_ms / 1000, lambda: self._due(request.delivery))
+
+    def _due(self, delivery: Delivery) -> None:
+        # If its channel has gone, the broker delivers it again.
+        if delivery.is_current:
+            self.on_delivery(delivery)
 
     def _postpone(self, request: Request, delay_ms: float) -> None:
         queue = request.delivery.consumer.queue
@@ -195,11 +213,10 @@ class Deliveries:
         if outcome.kind == UNREADABLE:
             self._bury(request, dead_letters.UNREADABLE, InvalidTaskError(outcome.reason), outcome.follow_ups)
         elif outcome.kind == REJECTED:
-            self._rejected(request, outcome)
+            # What follows: a next attempt that it has asked for before, by retry(throw=False).
+            self._settlement.settle(request, outcome.follow_ups, lambda: self._rejected(request, outcome))
         elif outcome.kind == UNSTORED:
             self._bury(request, dead_letters.UNSTORED, BackendStoreError(outcome.reason), ())
-        elif outcome.kind == FAILED and outcome.reason:
-            self._settlement.settle_dead(request, outcome.follow_ups, outcome.reason, lambda: self._end(request))
         elif outcome.kind == FAILED and request.is_late and not self._acks_on_failure(request):
             self._bury(
                 request,
@@ -238,35 +255,6 @@ class Deliveries:
                 return bool(value)
         return True
 
-    # -- time limits
-
-    def set_time_limits(self, name: str, hard: float | None, soft: float | None) -> None:
-        """Change the limits of a task for every call that has not begun; see `TimeLimits.order`."""
-        self.time_limits.order(self._app.tasks, name, hard, soft)
-        for request in self._dispatcher.waiting:
-            if request.task_name == name:
-                self.time_limits.apply(request)
-
-    def on_soft_limit(self, request: Request, limit_s: float) -> None:
-        """Tell that a task was interrupted; how that ends, its outcome says."""
-        logger.warning("Soft time limit (%ss) exceeded for %s[%s]", limit_s, request.task_name, request.id)
-
-    def on_hard_limit(self, request: Request, limit_s: float) -> None:
-        """Settle a task that was ended because of its hard limit."""
-        if self._is_abandoned:
-            return
-        request.is_done = True
-        self._dispatcher.finished(limit_s)
-        logger.error("Hard time limit (%ss) exceeded for %s[%s]", limit_s, request.task_name, request.id)
-        error = TimeLimitExceeded(limit_s)
-        if request.is_late and not self._acks(request, "acks_on_timeout"):
-            # It would come back for ever: so it is counted, as one that ends its process by itself.
-            self._crashed(request, error, f"its time limit of {limit_s:g} s")
-            return
-        self._fail(request, error)
-        if not request.is_late:
-            request.ack()
-
     # -- what goes wrong
 
     def on_lost(self, request: Request, begun: bool, how: str) -> None:
@@ -286,16 +274,7 @@ class Deliveries:
             self._crashed(request, error, how)
             return
         logger.error("Task %s[%s] was lost: %s", request.task_name, request.id, error)
-        self._fail(request, error)
-
-    def _fail(self, request: Request, error: Exception) -> None:
-        """Settle a task that has failed without a word of its child."""
-        follow_ups = self._failure(request, error)
-        if dead_letters.dies_of_failure(self._app, request.task):
-            reason = dead_letters.failure_text(error)
-            self._settlement.settle_dead(request, follow_ups, reason, lambda: self._end(request))
-        else:
-            self._settlement.settle(request, follow_ups, lambda: self._end(request))
+        self._settlement.settle(request, self._failure(request, error), lambda: self._end(request))
 
     def _comes_back(self, request: Request) -> bool:
         task = request.task

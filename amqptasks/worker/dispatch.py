@@ -52,6 +52,8 @@ class Dispatcher:
     ) -> None:
         self.waiting: deque[Request] = deque()
         self.is_paused = False
+        #: Called with a task whose time has passed while it waited; it is not handed out.
+        self.on_expired: Callable[[Request], None] = _unexpected
         self._loop = loop
         self._slots = slots
         self._on_begun = on_begun
@@ -149,6 +151,8 @@ class Dispatcher:
         for slot in slots:
             # The common case: something has come in, and somebody is idle.
             if not slot.assigned and slot.is_open:
+                if waiting[0].expires_at is not None and not self._has_fresh():
+                    break
                 slot.assign(waiting.popleft())
                 if not waiting:
                     break
@@ -165,9 +169,16 @@ class Dispatcher:
             # Fewest first: idle slots are served before any gets a second task.
             slot = min(slots, key=_load) if len(slots) > 1 else slots[0]
             places = slot.places if slot.is_shared else most
-            if len(slot.assigned) >= places:
+            if len(slot.assigned) >= places or (waiting[0].expires_at is not None and not self._has_fresh()):
                 break
             slot.assign(waiting.popleft())
+
+    def _has_fresh(self) -> bool:
+        """Let go of the first in the line while their time has passed; False if none is left."""
+        waiting, now = self.waiting, monotonic()
+        while waiting and waiting[0].expires_at is not None and waiting[0].expires_at <= now:
+            self.on_expired(waiting.popleft())
+        return bool(waiting)
 
     def _sweep(self) -> None:
         """Ack what has begun, and free what waits behind a task that takes long."""
@@ -194,6 +205,10 @@ class Dispatcher:
         self._sweeping = is_busy
         if is_busy:
             self._loop.call_later(SWEEP_S, self._sweep)
+
+
+def _unexpected(request: Request) -> None:
+    raise RuntimeError(f"task {request.id} has expired, and nobody takes care of that")
 
 
 def _load(slot: Slot) -> int:

@@ -18,7 +18,7 @@ from amqptasks.app import context
 from amqptasks.app.app import App
 from amqptasks.app.context import FIELD_HEADERS, Context
 from amqptasks.app.coroutines import run_coroutine
-from amqptasks.app.handlers import ExceptionInfo, told_failure, told_return, told_success
+from amqptasks.app.handlers import ExceptionInfo, told_failure, told_retry, told_return, told_success
 from amqptasks.exceptions import (
     AmqptasksError,
     BackendStoreError,
@@ -27,24 +27,25 @@ from amqptasks.exceptions import (
     Ignore,
     InvalidTaskError,
     Reject,
+    Retry,
 )
 from amqptasks.logs import TASK_LOGGER, bind_task
 from amqptasks.results.context import denied_join_result
 from amqptasks.results.record import ResultRecord
-from amqptasks.states import FAILURE, STARTED, SUCCESS
+from amqptasks.states import FAILURE, RETRY, STARTED, SUCCESS
 from amqptasks.wire.binding import SIGNED_TYPE
-from amqptasks.wire.failures import format_traceback
+from amqptasks.wire.failures import format_traceback, to_plain
 from amqptasks.wire.pipe import encode_frame
 from amqptasks.wire.reprs import short_repr
 from amqptasks.wire.serializers import accepted
 from amqptasks.wire.task import TaskBody, read_body
-from amqptasks.worker.dead_letters import dies_of_failure, failure_text
 from amqptasks.worker.follow_ups import FollowUps, keeps_errors, wants_result
 from amqptasks.worker.outcome import (
     FAILED,
     IGNORED,
     MESSAGE,
     REJECTED,
+    RETRYING,
     SUCCEEDED,
     UNREADABLE,
     UNSTORED,
@@ -72,6 +73,7 @@ class Executor:
         self._limits = app.limits()
         self._follow_ups = FollowUps(app, hostname)
         self._track_started = bool(app.conf.task_track_started)
+        self._due = app.sender.ladder.due
         app.state_reporter = self.report_state
 
     def run(self, frame: list[Any], emit: Emit) -> Outcome:
@@ -93,7 +95,7 @@ class Executor:
     def read(self, frame: list[Any]) -> Context | Outcome:
         """Make the request of a frame; an outcome if it cannot be read."""
         (_number, name, task_id, headers, body, content_type, content_encoding, reply_to, correlation_id, priority,
-         delivery_mode, exchange, routing_key, redelivered) = frame  # fmt: skip
+         delivery_mode, exchange, routing_key, redelivered, queue) = frame  # fmt: skip
         try:
             parsed = read_body(headers, content_type, content_encoding, body, self._accept, self._limits)
         except (ContentError, InvalidTaskError) as error:
@@ -101,6 +103,9 @@ class Executor:
                 # No answer: it would be signed by us, whoever asked for it.
                 return Outcome(UNREADABLE, 0.0, reason=f"{type(error).__name__}: {error}")
             return self._unreadable(name, task_id, headers, reply_to, correlation_id, error)
+        if exchange == self._due:
+            # It has waited in the delay ladder, which is nobody's business.
+            exchange, routing_key = "", queue
         request = make_request(headers, parsed)
         request.__dict__.update(
             id=task_id, task=name, reply_to=reply_to, correlation_id=correlation_id, hostname=self.hostname,
@@ -110,7 +115,7 @@ class Executor:
                 "correlation_id": correlation_id, "reply_to": reply_to, "delivery_mode": delivery_mode,
                 "priority": priority, "content_type": content_type, "content_encoding": content_encoding,
                 "delivery_info": {"exchange": exchange, "routing_key": routing_key},
-            },
+            }, _queue=queue or routing_key, _attempts=[],
         )  # fmt: skip
         return request
 
@@ -161,6 +166,9 @@ class Executor:
         """Make the outcome of a run that has returned a value or raised an error, and tell of it."""
         if error is None:
             outcome, state = self._succeeded(task, request, value, runtime_s)
+        elif isinstance(error, Retry):
+            value, state = error, RETRY
+            outcome = self._retrying(task, request, error, runtime_s)
         elif isinstance(error, Ignore):
             outcome, state = Outcome(IGNORED, runtime_s), "IGNORED"
             logger.info("Task %s[%s] ignored", request.task, request.id)
@@ -173,7 +181,19 @@ class Executor:
             signals.task_postrun.send(
                 task, task_id=request.id, task=task, args=request.args, kwargs=request.kwargs, retval=value, state=state
             )
+        if request._attempts:
+            # However this one has ended: with throw=False it may have ended in any way.
+            outcome.follow_ups += tuple(FollowUp(*each) for each in request._attempts)
         return outcome
+
+    def _retrying(self, task: Any, request: Context, retry: Retry, runtime_s: float) -> Outcome:
+        einfo = ExceptionInfo(retry, format_traceback(retry))
+        follow_ups: tuple[Next, ...] = ()
+        if wants_result(self.app, task, request, RETRY):
+            plain = None if retry.exc is None else to_plain(retry.exc, self.app.conf.result_serializer)
+            follow_ups = self._passing(request, self._follow_ups.record(request, RETRY, plain, einfo.traceback))
+        told_retry(task, request, retry, einfo)
+        return Outcome(RETRYING, runtime_s, follow_ups)
 
     def _succeeded(self, task: Any, request: Context, value: Any, runtime_s: float) -> tuple[Outcome, str]:
         try:
@@ -197,8 +217,7 @@ class Executor:
             told_failure(task, request, error, einfo)
         if task is not None:
             told_return(task, request, FAILURE, error, einfo)
-        reason = failure_text(error) if task is not None and dies_of_failure(self.app, task) else ""
-        return Outcome(FAILED, runtime_s, follow_ups, reason)
+        return Outcome(FAILED, runtime_s, follow_ups)
 
     def _rejected(self, request: Context, reject: Reject, runtime_s: float) -> Outcome:
         logger.info("Task %s[%s] rejected: %s", request.task, request.id, short_repr(reject.reason))
@@ -237,14 +256,17 @@ class Executor:
         record = self._follow_ups.record(request, state, meta)
         if task_id != record.task_id:
             record = replace(record, task_id=task_id)
+        for follow_up in self._passing(request, record):
+            emits[1](encode_frame([MESSAGE, emits[0], follow_up.to_plain()]))
+
+    def _passing(self, request: Context, record: ResultRecord) -> tuple[Next, ...]:
+        """Tell of a state that is not the last: store it, or return its messages."""
         try:
-            follow_ups = self._follow_ups.answer(request, record)
+            return self._follow_ups.answer(request, record)
         except BackendStoreError as error:
             # Nothing hangs on it: the next state, or the result, says more.
-            logger.warning("A state of task %s[%s] is not stored: %s", request.task, task_id, error)
-            return
-        for follow_up in follow_ups:
-            emits[1](encode_frame([MESSAGE, emits[0], follow_up.to_plain()]))
+            logger.warning("A state of task %s[%s] is not stored: %s", request.task, record.task_id, error)
+            return ()
 
 
 def make_request(headers: dict[str, Any], body: TaskBody) -> Context:

@@ -18,7 +18,7 @@ from amqptasks.exceptions import AmqptasksError, EncodeError
 from amqptasks.results.backend import ResultBackend
 from amqptasks.results.kept import kept_queue
 from amqptasks.results.record import FOLLOWERS, ResultRecord
-from amqptasks.states import FAILURE, REVOKED
+from amqptasks.states import FAILURE, RETRY, REVOKED
 from amqptasks.wire.failures import to_plain
 from amqptasks.wire.message import PERSISTENT, encode
 from amqptasks.wire.serializers import dumps
@@ -173,7 +173,7 @@ def wants_result(app: App, task: Any, request: Context, state: str) -> bool:
         ignore = task.ignore_result
     if not (app.conf.task_ignore_result if ignore is None else ignore):
         return True
-    return state in (FAILURE, REVOKED) and keeps_errors(app, task)
+    return state in (FAILURE, RETRY, REVOKED) and keeps_errors(app, task)
 
 
 def keeps_errors(app: App, task: Any) -> bool:

@@ -15,8 +15,7 @@ from amqptasks.app.app import App
 from amqptasks.app.context import Context
 from amqptasks.app.registry import unknown_task
 from amqptasks.broker.consumer import Delivery
-from amqptasks.broker.delays import DUE_WITHIN_MS
-from amqptasks.clock import parse_moment, seconds_until
+from amqptasks.clock import monotonic, parse_moment, seconds_until
 from amqptasks.exceptions import ContentError, DecodeError, InvalidTaskError, NotRegistered, UntrustedContent
 from amqptasks.wire.binding import ARRIVAL_HEADER, SIGNED_TYPE, arrival
 from amqptasks.wire.reprs import printable
@@ -131,11 +130,14 @@ class Intake:
                     InvalidTaskError(f"delivered {count + 1} times without being settled (task_delivery_limit)"),
                 )  # fmt: skip
         headers = head.headers
-        if headers.get("expires") is not None and self._seconds_until(headers["expires"], "expires") <= 0:
-            return Expire(request)
+        if headers.get("expires") is not None:
+            left_s = self._seconds_until(headers["expires"], "expires")
+            if left_s <= 0:
+                return Expire(request)
+            request.expires_at = monotonic() + left_s
         if headers.get("eta") is not None:
             delay_ms = self._seconds_until(headers["eta"], "eta") * 1000
-            if delay_ms > DUE_WITHIN_MS:
+            if delay_ms > 0:
                 return Postpone(request, delay_ms)
         return Accept(request)
 

@@ -19,7 +19,8 @@ class Request:
     """
 
     __slots__ = (
-        "delivery", "headers", "id", "is_acked", "is_done", "is_late", "number", "pending", "task", "task_name",
+        "delivery", "expires_at", "headers", "id", "is_acked", "is_done", "is_late", "number", "pending", "task",
+        "task_name",
     )  # fmt: skip
 
     def __init__(
@@ -34,6 +35,8 @@ class Request:
         self.is_acked = False
         self.is_done = False
         self.number = 0
+        #: When it expires, by the monotonic clock; None: never.
+        self.expires_at: float | None = None
         #: Messages published for it and not yet confirmed.
         self.pending = 0
 
@@ -63,8 +66,11 @@ class Request:
         """Return the frame that gives it to a child."""
         delivery = self.delivery
         properties = delivery.properties
+        # Through the default exchange the routing key is the queue.
+        queue = delivery.consumer.queue if delivery.exchange else None
         return [
             number, self.task_name, self.id, self.headers, delivery.body, properties.content_type,
             properties.content_encoding, properties.reply_to, properties.correlation_id, properties.priority,
             properties.delivery_mode, delivery.exchange, delivery.routing_key, delivery.redelivered,
+            queue,
         ]  # fmt: skip
