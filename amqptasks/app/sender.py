@@ -97,6 +97,7 @@ class Plan:
     ignore_result: bool
     keeps_errors: bool
     inherits_priority: bool
+    is_mandatory: bool
     wants_answer: bool
     is_kept: bool
     expires: Any
@@ -218,8 +219,8 @@ class Sender:
             policy = call_policy(policy, options)
         bulk = current_bulk.get()
         # Who does not mind whether a queue is there says mandatory=False.
-        is_mandatory = bool(options.get("mandatory", True))
-        if bulk is not None:
+        is_mandatory = bool(first(options.get("mandatory"), plan.is_mandatory))
+        if bulk is not None and not bulk.is_ended:
             bulk.add(task_id, name, self._app.publisher.submit(message, needs, policy), is_mandatory=is_mandatory)
             return
         try:
@@ -429,6 +430,7 @@ class Sender:
             keeps_errors=bool(option("store_errors_even_if_ignored", "task_store_errors_even_if_ignored")),
             # What a task or its route says of itself is meant; a setting for all gives way to the parent's.
             inherits_priority=conf.task_inherit_parent_priority and option("priority", None) is None,
+            is_mandatory=bool(first(option("mandatory", None), True)),
             wants_answer=self._app.backend.in_message,
             is_kept=self._app.backend.in_message and bool(option("persist_result", "task_persist_result")),
             expires=option("expires", None),
