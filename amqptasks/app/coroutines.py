@@ -28,15 +28,17 @@ class Run:
 
     Attributes:
         error: What it was interrupted with, if it was.
+        is_given_up: Nobody waits for it any more.
     """
 
-    __slots__ = ("_loop", "_pending", "_task", "error")
+    __slots__ = ("_loop", "_pending", "_task", "error", "is_given_up")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._task: asyncio.Task[Any] | None = None
         self._pending: BaseException | None = None
         self.error: BaseException | None = None
+        self.is_given_up = False
 
     async def drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run the coroutine in the present asyncio task, and return what it returns.

@@ -74,6 +74,9 @@ class AsyncExecutor(Executor):
             # The loop is gone.
             raise
         except BaseException as raised:
+            if run.is_given_up:
+                # Its end was told already.
+                raise
             error = raised
         runtime_s = time.perf_counter() - started
         if self._storing is None:

@@ -23,6 +23,7 @@ from amqptasks.broker.loop import Loop
 from amqptasks.wire.message import EncodedMessage
 from amqptasks.wire.pipe import encode_frame
 from amqptasks.worker.outcome import MESSAGE, SUCCEEDED, FollowUp, Outcome
+from amqptasks.worker.pools.asyncio_pool import AsyncioPool
 from amqptasks.worker.pools.pool import Pool, PoolEvents
 from amqptasks.worker.pools.prefork import PreforkPool
 from amqptasks.worker.pools.slot import Slot
@@ -35,7 +36,9 @@ from tests.running import Gate
 # Workers fork before they have threads; this process has some, of other tests.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
-SUBJECTS: dict[str, type[Pool]] = {"prefork": PreforkPool, "threads": ThreadPool}
+SUBJECTS: dict[str, type[Pool]] = {"asyncio": AsyncioPool, "prefork": PreforkPool, "threads": ThreadPool}
+#: Whose slots die with what runs in them; in a shared slot only the one task is lost (test_asyncio_pool.py).
+MORTAL = [name for name in SUBJECTS if name != "asyncio"]
 KILLABLE = [name for name, kind in SUBJECTS.items() if kind.can_kill]
 
 Run = Callable[[list[Any], Callable[[bytes], None]], Outcome]
@@ -197,21 +200,23 @@ def test_each_task_has_one_outcome_and_they_come_in_order(ground: Ground) -> Non
 
 
 def test_slots_work_side_by_side(new: Callable[..., Ground], kind: type[Pool]) -> None:
-    # Given three slots, two of which are held by a task / When the third gets tasks / Then those are done meanwhile
+    # Given three slots, or one of three places, of which two are held by a task
+    # When the third gets tasks / Then those are done meanwhile
     ground = new(kind, 3)
     gates = [ground.gate(f"g{number}") for number in range(2)]
-    for slot, gate in zip(ground.pool.slots, gates, strict=False):
+    slots = ground.pool.slots * 3 if ground.pool.slots[0].is_shared else ground.pool.slots
+    for slot, gate in zip(slots, gates, strict=False):
         slot.assign(ground.request(gate.name, f"gate:{gate.name}"))
     for gate in gates:
         ground.turn_until(partial(_is_reached, gate))
     for number in range(5):
-        ground.pool.slots[2].assign(ground.request(str(number)))
+        slots[2].assign(ground.request(str(number)))
     ground.turn_until(lambda: len(ground.done) == 5)
-    assert [slot.begun()[0] for slot in ground.pool.slots] == [1, 1, 5]
+    assert [slot.begun()[0] for slot in slots] == ([7] * 3 if slots[0].is_shared else [1, 1, 5])
     for gate in gates:
         gate.open()
     ground.turn_until(lambda: len(ground.done) == 7)
-    assert len({slot.name for slot in ground.pool.slots}) == 3
+    assert len({slot.name for slot in slots}) == (1 if slots[0].is_shared else 3)
 
 
 def _is_reached(gate: Gate) -> bool:
@@ -314,8 +319,10 @@ def test_no_task_is_both_taken_back_and_run(new: Callable[..., Ground], kind: ty
 # ---- Runners that die
 
 
-def test_a_runner_that_fails_is_replaced_and_its_task_reported(ground: Ground) -> None:
+@pytest.mark.parametrize("name", MORTAL)
+def test_a_runner_that_fails_is_replaced_and_its_task_reported(new: Callable[..., Ground], name: str) -> None:
     # Given a task that breaks what runs it, with others behind / When it runs
+    ground = new(SUBJECTS[name])
     (slot,) = ground.pool.slots
     slot.assign(ground.request("good"))
     ground.turn_until(lambda: ground.done)

@@ -375,7 +375,8 @@ class Host:
         try:
             report: Outcome | BaseException = await run_async(frame, self._emitter(number), run)
         except BaseException as error:
-            logger.error("What runs coroutines has failed", exc_info=error)
+            if not run.is_given_up:
+                logger.error("What runs coroutines has failed", exc_info=error)
             report = error
         self._ended(number, report)
 
@@ -388,13 +389,17 @@ class Host:
             self._threads.take_again()
 
     def _give_up(self, number: int) -> None:
-        running = self._running.pop(number, _MISSING)
+        if number not in self._running:
+            return
         self.started.pop(number, None)
+        running = self._running.pop(number)
         if running is None:
             self._lost.add(number)
             self._threads.replace_one()
-        elif running is not _MISSING:
-            running[1].cancel()  # type: ignore[index]
+        else:
+            run, task = running
+            run.is_given_up = True
+            task.cancel()
         self._begin_more()
 
     def _stop(self, is_cold: bool) -> None:
