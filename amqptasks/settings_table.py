@@ -164,7 +164,7 @@ _BROKER: Final = (
 _TASKS: Final = (
     _S("task_serializer", text(), "json", "How arguments are written: json, msgpack, or one you registered."),
     _S("task_compression", text().or_none(), None, "How bodies are compressed: gzip, bzip2, zstd."),
-    _S("task_protocol", one_of(2, hints={}), 2, "Version of Celery's message protocol."),
+    _S("task_protocol", one_of(2, hints={}), 2, "Version 2 is what is written; version 1 is read too.", "never"),
     _S("task_default_queue", _NAME, "celery", "The queue of tasks that are not routed."),
     _S(
         "task_default_queue_type",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable
 
@@ -59,3 +60,16 @@ def test_a_worker_waits_for_its_broker_unless_told_otherwise(
     for attempt in range(1, 5):
         process.wait_for("(?s)" + "Trying again.*" * attempt)
     assert process.process.poll() is None
+
+
+def test_a_worker_never_waits_longer_between_attempts_than_it_is_told(
+    project: Callable[..., Project], worker: Callable[..., WorkerProcess]
+) -> None:
+    # Given a broker that is not there / When a worker that is to wait 0.1 s at most has tried many times
+    code = project(SOURCE.format(settings=""), url=closed_url())
+    process = worker(code, ready=False, expected_exits=(0, 1))
+    process.wait_for("(?s)" + "Trying again.*" * 12)
+
+    # Then it has never said that it waits longer
+    waits = [float(found) for found in re.findall(r"Trying again in (\d+\.\d+) seconds", process.log)]
+    assert max(waits) <= 0.1

@@ -119,6 +119,16 @@ def test_the_formats_are_settings() -> None:
     assert stream.getvalue().splitlines() == ["W one", "T ??? two"]
 
 
+def test_dates_are_written_as_the_settings_say() -> None:
+    stream = setup(
+        worker_log_format="W %(asctime)s", worker_log_datefmt="<%Y>",
+        worker_task_log_format="T %(asctime)s", worker_task_log_datefmt="[%Y]",
+    )  # fmt: skip
+    logging.getLogger("proj").warning("one")
+    get_task_logger("proj.tasks").warning("two")
+    assert re.fullmatch(r"W <\d{4}>\nT \[\d{4}\]\n", stream.getvalue())
+
+
 def test_setting_up_twice_writes_each_line_once() -> None:
     setup()
     stream = setup()
@@ -210,11 +220,20 @@ def test_what_is_printed_becomes_log_lines() -> None:
     ]  # fmt: skip
 
 
-def test_what_is_printed_gets_the_level_of_the_settings() -> None:
+def test_what_is_printed_gets_the_level_that_is_asked_for() -> None:
     stream = setup(worker_log_format="%(levelname)s %(message)s")
     redirect_stdouts("info")
     print("hello")
     assert stream.getvalue() == "INFO hello\n"
+
+
+@pytest.mark.parametrize("level", ["ERROR", "INFO"])
+def test_what_is_printed_is_logged_at_the_level_that_is_set(level: str) -> None:
+    stream = setup(
+        worker_log_format="%(levelname)s %(message)s", worker_redirect_stdouts=True, worker_redirect_stdouts_level=level
+    )
+    print("hello")
+    assert stream.getvalue() == f"{level} hello\n"
 
 
 def test_a_stream_into_the_log_is_a_text_stream(caplog: pytest.LogCaptureFixture) -> None:

@@ -125,6 +125,11 @@ def test_the_settings_offer_the_digests_there_are() -> None:
     assert all(repr(digest) in SETTINGS["security_digest"].kind.expects for digest in signed.DIGESTS)
 
 
+def test_the_settings_say_how_much_is_believed(set_up: SetUp) -> None:
+    set_up(conf={"security_max_age": 60, "security_require_binding": True})
+    assert (policy.max_age_s, policy.needs_binding) == (60, True)
+
+
 @pytest.mark.parametrize("serializer", ["msgpack", "yaml", "pickle"])
 def test_the_signed_body_is_in_the_form_that_was_asked_for(serializer: str, set_up: SetUp) -> None:
     set_up(serializer=serializer)

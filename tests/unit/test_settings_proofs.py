@@ -1,0 +1,205 @@
+"""Which test proves of each setting that it does something.
+
+Every setting that acts ("now" in the tables) has a line here: the test that is red when the setting is not heeded. A
+name in brackets is one case of that test. This module only looks that the tests are there.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+
+from amqptasks.settings_table import SETTINGS
+
+TESTS = Path(__file__).resolve().parents[1]
+
+_EFFECTS = "integration/test_settings_effects.py::"
+_UNIT = "unit/test_settings_effects.py::"
+_CONNECT = f"{_UNIT}test_the_settings_say_what_to_connect_to"
+_MESSAGE = f"{_EFFECTS}test_a_setting_is_seen_in_the_message"
+_GIVEN_UP = "integration/test_connection_settings.py::test_a_worker_that_is_not_to_wait_for_its_broker_says_so_and_ends"
+_DATABASE = "integration/test_database.py::"
+_LOGS = "unit/test_logs.py::"
+_SIGNED = "unit/wire/test_signed.py::"
+_ROUTING = "unit/app/test_routing.py::"
+
+PROOFS = {
+    # General
+    "accept_content": f"{_EFFECTS}test_content_that_is_not_accepted_is_not_read",
+    "result_accept_content": f"{_EFFECTS}test_an_answer_is_read_if_its_content_is_accepted",
+    "timezone": f"{_MESSAGE}[timezone]",
+    "imports": "integration/test_queues.py::test_include_and_imports_are_where_a_worker_finds_its_tasks",
+    "include": "integration/test_queues.py::test_include_and_imports_are_where_a_worker_finds_its_tasks",
+    # Broker
+    "broker_url": f"{_CONNECT}[broker_url]",
+    "broker_host": f"{_CONNECT}[broker_host]",
+    "broker_port": f"{_CONNECT}[broker_port]",
+    "broker_user": f"{_CONNECT}[broker_user]",
+    "broker_password": f"{_CONNECT}[broker_password]",
+    "broker_vhost": f"{_CONNECT}[broker_vhost]",
+    "broker_read_url": f"{_UNIT}test_reading_and_writing_may_be_on_two_brokers",
+    "broker_write_url": f"{_UNIT}test_reading_and_writing_may_be_on_two_brokers",
+    "broker_failover_strategy": "unit/broker/test_failover.py::test_an_app_takes_its_strategy_from_the_settings",
+    "broker_use_ssl": f"{_UNIT}test_tls_is_by_setting",
+    "broker_login_method": f"{_UNIT}test_the_login_is_by_setting",
+    "broker_heartbeat": "integration/test_outages.py::test_a_dead_link_is_noticed_by_its_heartbeat",
+    "broker_connection_timeout": f"{_CONNECT}[broker_connection_timeout]",
+    "broker_connection_retry": f"{_GIVEN_UP}[broker_connection_retry]",
+    "broker_connection_retry_on_startup": f"{_GIVEN_UP}[broker_connection_retry_on_startup]",
+    "broker_connection_max_retries": f"{_GIVEN_UP}[broker_connection_max_retries]",
+    "broker_connection_retry_interval_max": "integration/test_connection_settings.py::"
+    "test_a_worker_never_waits_longer_between_attempts_than_it_is_told",
+    "broker_publish_timeout": "unit/app/test_options.py::test_the_settings_say_how_sends_are_tried",
+    "broker_publish_confirm": f"{_EFFECTS}test_sends_wait_for_the_broker_unless_told_otherwise",
+    "broker_publish_buffer": "integration/test_sending.py::test_the_buffer_is_bounded_and_says_so",
+    # Tasks
+    "task_serializer": f"{_MESSAGE}[task_serializer]",
+    "task_compression": f"{_MESSAGE}[task_compression]",
+    "task_default_queue": f"{_ROUTING}test_the_default_queue_can_have_another_name",
+    "task_default_queue_type": "integration/test_sending.py::test_a_queue_with_other_arguments_is_shown_side_by_side",
+    "task_default_exchange": f"{_ROUTING}test_a_default_exchange_of_another_type_gets_the_key",
+    "task_default_exchange_type": f"{_ROUTING}test_a_default_exchange_of_another_type_gets_the_key",
+    "task_default_routing_key": f"{_ROUTING}test_a_default_exchange_of_another_type_gets_the_key",
+    "task_default_delivery_mode": f"{_MESSAGE}[task_default_delivery_mode]",
+    "task_default_priority": f"{_MESSAGE}[task_default_priority]",
+    "task_queues": "integration/test_queues.py::test_one_worker_serves_every_declared_queue",
+    "task_queue_max_priority": "integration/test_priorities.py::test_the_task_of_the_highest_priority_goes_first",
+    "task_inherit_parent_priority": "integration/test_priorities.py::"
+    "test_what_a_task_sends_has_its_priority_unless_it_has_its_own",
+    "task_queue_prefix": f"{_EFFECTS}test_delayed_tasks_wait_in_queues_of_the_name_and_type_that_are_set",
+    "task_create_missing_queues": f"{_ROUTING}test_queues_that_are_not_declared_are_made_or_refused",
+    "task_create_missing_queue_type": f"{_EFFECTS}test_a_queue_that_is_only_named_has_the_type_that_is_set",
+    "task_create_missing_queue_exchange_type": f"{_EFFECTS}"
+    "test_a_queue_that_is_only_named_has_an_exchange_of_the_type_that_is_set",
+    "task_routes": f"{_ROUTING}test_routes_may_be_given_in_every_form",
+    "task_annotations": "integration/test_task_classes.py::test_annotations_hold_in_a_worker",
+    "task_default_rate_limit": "integration/test_rate_limits.py::test_the_default_rate_holds_for_tasks_without_one",
+    "task_acks_late": f"{_EFFECTS}test_a_message_is_delivered_as_often_as_the_setting_says",
+    "task_acks_on_failure_or_timeout": f"{_EFFECTS}test_a_failure_is_rejected_by_setting",
+    "task_acks_on_failure": f"{_EFFECTS}test_a_failure_alone_is_rejected_by_setting",
+    "task_reject_on_worker_lost": f"{_EFFECTS}test_a_task_whose_child_died_fails_by_setting",
+    "task_crash_limit": f"{_EFFECTS}test_a_task_may_cost_as_many_children_as_the_setting_says",
+    "task_delivery_limit": f"{_EFFECTS}test_a_message_is_delivered_as_often_as_the_setting_says",
+    "task_dead_letter_suffix": f"{_EFFECTS}test_a_failure_is_rejected_by_setting",
+    "task_dead_letter_ttl": "integration/test_dead_letters.py::"
+    "test_letters_go_after_their_time_and_a_changed_limit_is_told",
+    "task_dead_letter_max_length": "integration/test_dead_letters.py::"
+    "test_the_number_of_letters_is_bounded_and_failures_count",
+    "task_dead_letter_on_failure": "integration/test_dead_letters.py::"
+    "test_the_number_of_letters_is_bounded_and_failures_count",
+    "task_revoke_expires": f"{_EFFECTS}test_orders_to_revoke_are_kept_as_long_as_the_setting_says",
+    "task_revokes_max": f"{_EFFECTS}test_a_worker_keeps_as_many_revoked_ids_in_mind_as_it_is_told",
+    "task_message_max_bytes": f"{_EFFECTS}test_a_body_is_read_within_the_limits_that_are_set[task_message_max_bytes]",
+    "task_message_max_items": f"{_EFFECTS}test_a_body_is_read_within_the_limits_that_are_set[task_message_max_items]",
+    "task_message_max_depth": f"{_EFFECTS}test_a_body_is_read_within_the_limits_that_are_set[task_message_max_depth]",
+    "task_ignore_result": "integration/test_results.py::test_results_are_ignored_by_setting",
+    "task_persist_result": "integration/test_kept_results.py::"
+    "test_a_kept_result_can_be_read_by_any_process_and_as_often_as_wanted",
+    "task_store_errors_even_if_ignored": "integration/test_seed.py::test_results_are_ignored_globally_and_errors_kept",
+    "task_track_started": f"{_EFFECTS}test_answers_are_written_as_the_settings_say",
+    "task_always_eager": "unit/app/test_eager.py::test_a_failure_is_a_result_and_its_traceback_is_told",
+    "task_eager_propagates": "unit/app/test_eager.py::test_a_failure_is_a_result_and_its_traceback_is_told",
+    "task_store_eager_result": "unit/app/test_eager.py::test_results_are_stored_if_they_are_to_be",
+    "task_publish_retry": "unit/app/test_options.py::test_the_settings_say_how_sends_are_tried",
+    "task_publish_retry_policy": "unit/app/test_options.py::test_the_settings_say_how_sends_are_tried",
+    "delay_queue_type": f"{_EFFECTS}test_delayed_tasks_wait_in_queues_of_the_name_and_type_that_are_set",
+    # Results
+    "result_backend": f"{_UNIT}test_results_go_where_the_setting_says",
+    "result_serializer": f"{_EFFECTS}test_answers_are_written_as_the_settings_say",
+    "result_compression": f"{_UNIT}test_results_are_compressed_by_setting",
+    "result_expires": f"{_DATABASE}test_what_has_expired_is_deleted",
+    "result_extended": "integration/test_stored_results.py::test_a_result_is_there_for_every_process",
+    "result_persistent": f"{_EFFECTS}test_answers_are_written_as_the_settings_say",
+    "result_cache_max": f"{_UNIT}test_a_process_keeps_as_many_results_as_it_is_told",
+    "rpc_queue_max_length": f"{_UNIT}test_a_reply_queue_holds_as_many_results_as_it_is_told",
+    "result_backend_always_retry": f"{_DATABASE}test_settings_say_how_often_to_try",
+    "result_backend_max_retries": f"{_DATABASE}test_settings_say_how_often_to_try",
+    "result_backend_base_sleep_between_retries_ms": f"{_UNIT}test_waits_for_a_store_are_by_setting",
+    "result_backend_max_sleep_between_retries_ms": f"{_UNIT}test_waits_for_a_store_are_by_setting",
+    "override_backends": "unit/results/test_registry.py::test_names_can_be_overridden_and_added",
+    # Result stores
+    "database_url": "unit/results/test_registry.py::test_the_database_can_have_a_setting_of_its_own",
+    "database_engine_options": f"{_DATABASE}test_connections_are_kept_unless_they_are_to_be_short_lived",
+    "database_engine_callback": f"{_DATABASE}test_new_engines_are_shown_to_a_callback",
+    "database_short_lived_sessions": f"{_DATABASE}test_connections_are_kept_unless_they_are_to_be_short_lived",
+    "database_table_schemas": f"{_DATABASE}test_tables_can_have_other_names_and_schemas",
+    "database_table_names": f"{_DATABASE}test_tables_can_have_other_names_and_schemas",
+    "database_create_tables_at_setup": "integration/test_stored_results.py::"
+    "test_the_tables_are_made_when_the_worker_starts_unless_that_is_left_to_the_first_result",
+    # Worker: concurrency, pool and prefetch are set by their options
+    "worker_concurrency": "integration/test_worker.py::test_as_many_tasks_run_at_once_as_there_are_slots",
+    "worker_pool": "integration/test_worker.py::test_every_pool_runs_tasks_where_it_says",
+    "worker_asyncio_threads": f"{_EFFECTS}test_the_asyncio_pool_runs_as_many_plain_tasks_at_once_as_it_is_told",
+    "worker_direct": "integration/test_broadcasts.py::test_a_worker_can_be_sent_a_task_of_its_own",
+    "worker_prefetch_multiplier": "integration/test_worker.py::test_a_worker_fetches_as_much_ahead_as_it_is_told",
+    "worker_settlement_limit": f"{_EFFECTS}test_no_more_tasks_begin_than_may_wait_for_their_confirms",
+    "worker_shutdown_timeout": "integration/test_stopping.py::test_a_warm_stop_that_takes_too_long_becomes_cold",
+    "worker_disable_rate_limits": "integration/test_rate_limits.py::test_a_worker_told_to_ignore_rates_runs_everything",
+    "worker_hijack_root_logger": f"{_LOGS}test_a_programs_own_handlers_stay_where_the_worker_may_not_take_over",
+    "worker_log_color": f"{_LOGS}test_colours_are_for_terminals",
+    "worker_log_format": f"{_LOGS}test_the_formats_are_settings",
+    "worker_task_log_format": f"{_LOGS}test_the_formats_are_settings",
+    "worker_log_datefmt": f"{_LOGS}test_dates_are_written_as_the_settings_say",
+    "worker_task_log_datefmt": f"{_LOGS}test_dates_are_written_as_the_settings_say",
+    "worker_redirect_stdouts": f"{_LOGS}test_what_is_printed_becomes_log_lines",
+    "worker_redirect_stdouts_level": f"{_LOGS}test_what_is_printed_is_logged_at_the_level_that_is_set",
+    # Security
+    "security_key": f"{_SIGNED}test_what_somebody_trusted_signed_is_read",
+    "security_key_password": f"{_SIGNED}test_keys_and_certificates_that_do_not_serve_are_named",
+    "security_certificate": f"{_SIGNED}test_what_somebody_trusted_signed_is_read",
+    "security_cert_store": f"{_SIGNED}test_what_somebody_trusted_signed_is_read",
+    "security_digest": f"{_SIGNED}test_every_digest_signs_and_reads",
+    "security_max_age": f"{_SIGNED}test_the_settings_say_how_much_is_believed",
+    "security_require_binding": f"{_SIGNED}test_the_settings_say_how_much_is_believed",
+}
+
+
+@functools.cache
+def functions_of(path: str) -> dict[str, str]:
+    """The tests of a module, each with its source and that of its decorators."""
+    file = TESTS / path
+    if not file.is_file():
+        return {}
+    source = file.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+            found[node.name] = "\n".join(lines[first - 1 : node.end_lineno])
+    return found
+
+
+def fault_of(proof: str) -> str | None:
+    """What is wrong with the name of a test, if anything."""
+    path, _, test = proof.partition("::")
+    name, _, case = test.partition("[")
+    source = functions_of(path).get(name)
+    if source is None:
+        return f"there is no test {proof}"
+    return f"{path}::{name} has no case {case[:-1]}" if case[:-1] not in source else None
+
+
+def test_every_setting_that_acts_is_proved_to_act() -> None:
+    # Given the settings that act / When the tests that prove it are looked for
+    now = {name for name, setting in SETTINGS.items() if setting.since == "now"}
+    without = sorted(now - PROOFS.keys())
+    # Then each has one
+    assert not without, f"add to PROOFS the tests that prove that these settings act: {', '.join(without)}"
+    # And no line is left over from a setting that is gone, or does not act
+    assert sorted(PROOFS.keys() - now) == []
+
+
+def test_every_proof_is_there() -> None:
+    faults = {name: fault_of(proof) for name, proof in PROOFS.items()}
+    assert {name: fault for name, fault in faults.items() if fault} == {}
+
+
+def test_a_missing_test_or_case_is_found() -> None:
+    # Given names of tests that are not there / When they are looked for / Then that is told
+    here = "unit/test_settings_proofs.py::"
+    assert fault_of(f"{here}test_every_proof_is_there") is None
+    assert fault_of(f"{here}test_no_such_thing") == f"there is no test {here}test_no_such_thing"
+    assert "there is no test" in (fault_of("unit/no_such_file.py::test_x") or "")
+    assert fault_of(f"{here}test_every_proof_is_there[a case]") == f"{here}test_every_proof_is_there has no case a case"
