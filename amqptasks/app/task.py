@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 from amqptasks.app import context
+from amqptasks.app.async_calls import AsyncCalls
 from amqptasks.app.context import Context
 from amqptasks.app.eager import run_here
 from amqptasks.app.handlers import Handlers, Hooks, hooks_of
@@ -26,7 +27,7 @@ _is_async = inspect.iscoroutinefunction
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class Task(Handlers, Retries, Generic[P, R]):
+class Task(Handlers, Retries, AsyncCalls[P], Generic[P, R]):
     """A registered function and its options. One instance per process; what it keeps in attributes stays.
 
     The class attributes are the options of ``@app.task(...)``. None means "as the settings say". Subclass it for
@@ -56,6 +57,8 @@ class Task(Handlers, Retries, Generic[P, R]):
     reject_on_worker_lost: bool | None = None
     #: Most crashes of a worker process that a late-ack message survives.
     crash_limit: int | None = None
+    #: Once it has failed for good, its message is among the dead letters too.
+    dead_letter_on_failure: bool | None = None
     priority: int | None = None
     expires: Any = None
     queue: str | None = None

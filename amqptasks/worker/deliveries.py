@@ -217,6 +217,8 @@ class Deliveries:
             self._settlement.settle(request, outcome.follow_ups, lambda: self._rejected(request, outcome))
         elif outcome.kind == UNSTORED:
             self._bury(request, dead_letters.UNSTORED, BackendStoreError(outcome.reason), ())
+        elif outcome.kind == FAILED and outcome.reason:
+            self._settlement.settle_dead(request, outcome.follow_ups, outcome.reason, lambda: self._end(request))
         elif outcome.kind == FAILED and request.is_late and not self._acks_on_failure(request):
             self._bury(
                 request,
@@ -255,6 +257,35 @@ class Deliveries:
                 return bool(value)
         return True
 
+    # -- time limits
+
+    def set_time_limits(self, name: str, hard: float | None, soft: float | None) -> None:
+        """Change the limits of a task for every call that has not begun; see `TimeLimits.order`."""
+        self.time_limits.order(self._app.tasks, name, hard, soft)
+        for request in self._dispatcher.waiting:
+            if request.task_name == name:
+                self.time_limits.apply(request)
+
+    def on_soft_limit(self, request: Request, limit_s: float) -> None:
+        """Tell that a task was interrupted; how that ends, its outcome says."""
+        logger.warning("Soft time limit (%ss) exceeded for %s[%s]", limit_s, request.task_name, request.id)
+
+    def on_hard_limit(self, request: Request, limit_s: float) -> None:
+        """Settle a task that was ended because of its hard limit."""
+        if self._is_abandoned:
+            return
+        request.is_done = True
+        self._dispatcher.finished(limit_s)
+        logger.error("Hard time limit (%ss) exceeded for %s[%s]", limit_s, request.task_name, request.id)
+        error = TimeLimitExceeded(limit_s)
+        if request.is_late and not self._acks(request, "acks_on_timeout"):
+            # It would come back for ever: so it is counted, as one that ends its process by itself.
+            self._crashed(request, error, f"its time limit of {limit_s:g} s")
+            return
+        self._fail(request, error)
+        if not request.is_late:
+            request.ack()
+
     # -- what goes wrong
 
     def on_lost(self, request: Request, begun: bool, how: str) -> None:
@@ -274,7 +305,16 @@ class Deliveries:
             self._crashed(request, error, how)
             return
         logger.error("Task %s[%s] was lost: %s", request.task_name, request.id, error)
-        self._settlement.settle(request, self._failure(request, error), lambda: self._end(request))
+        self._fail(request, error)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        """Settle a task that has failed without a word of its child."""
+        follow_ups = self._failure(request, error)
+        if dead_letters.dies_of_failure(self._app, request.task):
+            reason = dead_letters.failure_text(error)
+            self._settlement.settle_dead(request, follow_ups, reason, lambda: self._end(request))
+        else:
+            self._settlement.settle(request, follow_ups, lambda: self._end(request))
 
     def _comes_back(self, request: Request) -> bool:
         task = request.task

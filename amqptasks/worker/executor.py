@@ -39,6 +39,7 @@ from amqptasks.wire.pipe import encode_frame
 from amqptasks.wire.reprs import short_repr
 from amqptasks.wire.serializers import accepted
 from amqptasks.wire.task import TaskBody, read_body
+from amqptasks.worker.dead_letters import dies_of_failure, failure_text
 from amqptasks.worker.follow_ups import FollowUps, keeps_errors, wants_result
 from amqptasks.worker.outcome import (
     FAILED,
@@ -217,7 +218,8 @@ class Executor:
             told_failure(task, request, error, einfo)
         if task is not None:
             told_return(task, request, FAILURE, error, einfo)
-        return Outcome(FAILED, runtime_s, follow_ups)
+        reason = failure_text(error) if task is not None and dies_of_failure(self.app, task) else ""
+        return Outcome(FAILED, runtime_s, follow_ups, reason)
 
     def _rejected(self, request: Context, reject: Reject, runtime_s: float) -> Outcome:
         logger.info("Task %s[%s] rejected: %s", request.task, request.id, short_repr(reject.reason))
