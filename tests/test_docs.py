@@ -292,6 +292,7 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Confirmed sending with a deadline": _acts("broker_publish_timeout"),
     "Settings from code, module, object, environment, command line": lambda: hasattr(App, "config_from_object"),
     "Queues, exchanges, bindings, routes": lambda: _acts("task_queues")() and _acts("task_routes")(),
+    "Broadcasts, `worker_direct`, priorities": lambda: hasattr(amqptasks, "Broadcast") and _acts("worker_direct")(),
     "Countdown, ETA, expiry": _acts("delay_queue_type"),
     "Results by `rpc://`": _results_in("rpc://"),
     "Chains, groups, callbacks, error callbacks": lambda: hasattr(amqptasks.Signature, "link_error"),

@@ -15,7 +15,7 @@ from amqptasks.entities import MAX_NAME_BYTES, Exchange, Queue
 from amqptasks.exceptions import ImproperlyConfigured, TopologyConflict
 
 __all__ = [
-    "BindExchange", "BindQueue", "DeclareExchange", "DeclareQueue", "Step", "conflict", "dead_letter_queue",
+    "BindExchange", "BindQueue", "DeclareExchange", "DeclareQueue", "Step", "caution", "conflict", "dead_letter_queue",
     "exchanges", "plan", "queue_type", "server_version",
 ]  # fmt: skip
 
@@ -95,6 +95,16 @@ def server_version(properties: Mapping[str, Any]) -> Version:
         # The version gates know RabbitMQ's history only; an unknown server gets the cautious answer of each.
         return ()
     return tuple(int(part) for part in match.group().split("."))
+
+
+def caution(version: Version | None) -> str:
+    """Return what a user of this version of the broker should be told, if anything."""
+    if version is not None and (3, 13) <= version < (3, 13, 3):
+        return (
+            "RabbitMQ 3.13.0 to 3.13.2 may drop messages that are dead-lettered more than once "
+            "(rabbitmq-server #11159): delayed tasks may be lost. Upgrade to 3.13.3"
+        )
+    return ""
 
 
 def plan(queue: Queue, *, default_type: str, version: Version | None) -> tuple[Step, ...]:

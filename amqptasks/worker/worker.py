@@ -23,6 +23,7 @@ from amqptasks.broker.declarer import Declarer
 from amqptasks.broker.link import Backoff, Connection, Link
 from amqptasks.broker.loop import Loop
 from amqptasks.broker.revocations import RevocationReader
+from amqptasks.broker.topology import caution
 from amqptasks.clock import monotonic
 from amqptasks.entities import Broadcast, Queue, worker_direct
 from amqptasks.exceptions import ImproperlyConfigured, TopologyConflict
@@ -280,6 +281,8 @@ class Worker:
 
     def _consume_up(self, connection: Connection) -> None:
         logger.info("Connected to %s", self._consume_link.label)
+        if why := caution(self._consume_link.version):
+            logger.warning("%s", why)
         self._consume_declarer = Declarer(connection)
         # Nothing is consumed before it is known what was revoked.
         self._revocations.up(connection, self._consume_declarer, self._consume_link.version, self._consume_queues)

@@ -10,7 +10,7 @@ import pytest
 
 from amqptasks.app.routing import Routing
 from amqptasks.broker.delays import MAX_QUEUE_NAME_BYTES, Ladder
-from amqptasks.broker.topology import BindExchange, BindQueue, DeclareExchange, DeclareQueue, exchanges, plan
+from amqptasks.broker.topology import BindExchange, BindQueue, DeclareExchange, DeclareQueue, caution, exchanges, plan
 from amqptasks.entities import Broadcast, Exchange, Queue
 from amqptasks.exceptions import ImproperlyConfigured, QueueNotFound
 from amqptasks.settings import Conf
@@ -172,7 +172,18 @@ def test_queues_that_are_made_get_the_priority_the_type_and_the_exchange_of_the_
     assert (route.exchange, route.routing_key, route.queue_name) == ("new", "new", "new")
 
 
-# ---- A version gate
+# ---- Version gates
+
+
+@pytest.mark.parametrize(
+    ("version", "is_told"),
+    [
+        ((3, 10, 8), False), ((3, 12, 14), False), ((3, 13, 0), True), ((3, 13, 2), True), ((3, 13, 3), False),
+        ((4, 0, 5), False), ((), False), (None, False),
+    ],
+)  # fmt: skip
+def test_a_version_that_loses_delayed_tasks_is_told_of(version: tuple[int, ...] | None, is_told: bool) -> None:
+    assert ("3.13.3" in caution(version)) is is_told
 
 
 @pytest.mark.parametrize("argument", ["x-delayed-retry-type", "x-delayed-retry-min", "x-delayed-retry-max"])
