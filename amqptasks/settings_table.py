@@ -314,7 +314,7 @@ _TASKS: Final = (
         "Error callbacks of a chord go to its header tasks too.",
         "later",
     ),
-    _S("task_repr_maxlevels", whole(1), 3, "Depth to which arguments are shown in logs and events.", "later"),
+    _S("task_repr_maxlevels", whole(1), 3, "Depth to which arguments are shown, to people and monitors."),
     _S(
         "delay_queue_type",
         _QUEUE_TYPE,

@@ -26,7 +26,7 @@ from amqptasks.results.handles import EagerResult
 from amqptasks.results.record import ResultRecord
 from amqptasks.states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
 from amqptasks.wire.failures import format_traceback, to_plain
-from amqptasks.wire.reprs import short_repr
+from amqptasks.wire.reprs import short_repr, shortener
 from amqptasks.wire.serializers import by_name, dumps, explain_unencodable, loads
 
 logger = logging.getLogger(TASK_LOGGER + ".trace")
@@ -74,6 +74,7 @@ def _make_request(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any])
     limits = [options.get(key) if options.get(key) is not None else getattr(task, key) for key in _LIMITS]
     ignore = options.get("ignore_result")
     stamped = as_list(options.get("stamped_headers")) or None
+    show = shortener(task.app.conf.task_repr_maxlevels)
     return Context(
         id=task_id, task=task.name, args=args, kwargs=kwargs, is_eager=True, called_directly=False,
         parent_id=options.get("parent_id") or (parent.id if parent is not None else None),
@@ -83,8 +84,8 @@ def _make_request(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any])
         headers=options.get("headers"), timelimit=limits, hostname=socket.gethostname(), stamped_headers=stamped,
         stamps={key: options.get(key) for key in stamped} if stamped else None,
         ignore_result=bool(_first(ignore, task.ignore_result, task.app.conf.task_ignore_result)),
-        argsrepr=options.get("argsrepr") or short_repr(tuple(args)),
-        kwargsrepr=options.get("kwargsrepr") or short_repr(kwargs),
+        argsrepr=options.get("argsrepr") or show(tuple(args)),
+        kwargsrepr=options.get("kwargsrepr") or show(kwargs),
         delivery_info={
             "is_eager": True, "exchange": options.get("exchange"), "routing_key": options.get("routing_key"),
             "priority": options.get("priority"),

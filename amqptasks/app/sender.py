@@ -12,7 +12,7 @@ import socket
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,7 +48,7 @@ from amqptasks.results.kept import kept_need, kept_queue
 from amqptasks.wire.binding import SIGNED_NAME, bound
 from amqptasks.wire.compression import compress
 from amqptasks.wire.message import EncodedMessage, Message, encode
-from amqptasks.wire.reprs import short_repr
+from amqptasks.wire.reprs import shortener
 from amqptasks.wire.serializers import dumps, explain_unencodable
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ class Plan:
     expires: Any
     policy: PublishPolicy
     headers: Mapping[str, Any]
+    #: Writes arguments for people to read (``task_repr_maxlevels``).
+    show: Callable[[Any], str]
 
 
 @dataclass(slots=True)
@@ -265,8 +267,8 @@ class Sender:
                 headers["parent_id"] = running.request.id
             if plan.inherits_priority:
                 priority = first((running.request.delivery_info or {}).get("priority"), priority)
-        headers["argsrepr"] = short_repr(args if type(args) is tuple else tuple(args))
-        headers["kwargsrepr"] = short_repr(kwargs)
+        headers["argsrepr"] = plan.show(args if type(args) is tuple else tuple(args))
+        headers["kwargsrepr"] = plan.show(kwargs)
         headers["origin"] = self._who()
         if ignore_result:
             headers["ignore_result"] = True
@@ -436,6 +438,7 @@ class Sender:
             expires=option("expires", None),
             policy=policy_of(conf),
             headers=_plan_headers(name, task),
+            show=shortener(conf.task_repr_maxlevels),
         )
 
     def sending_need(self, queue: Queue) -> Need:

@@ -5,11 +5,15 @@ Bounded in length and in work, and never raising: a value's own ``__repr__`` may
 
 from __future__ import annotations
 
+import functools
 import reprlib
+from collections.abc import Callable
 from typing import Any
 
 #: Length of the argument and result texts that travel with a task.
 DEFAULT_LENGTH = 1024
+#: Depth to which they show what is within, as in Celery.
+DEFAULT_LEVELS = 3
 
 _PLAIN = frozenset({int, float, bool, type(None)})
 _SHORT_TEXT = 128
@@ -17,23 +21,26 @@ _FEW = 16
 
 
 class _Bounded(reprlib.Repr):
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, levels: int) -> None:
         super().__init__()
-        self.maxlevel = 3
+        self.maxlevel = levels
         self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = self.maxdict = 64
         self.maxarray = 64
         self.maxstring = self.maxother = length
         self.maxlong = 128
 
 
-_default = _Bounded(DEFAULT_LENGTH)
+_bounded_repr = functools.lru_cache(16)(_Bounded)
 
 
-def short_repr(value: Any, length: int = DEFAULT_LENGTH) -> str:
-    """Return ``repr(value)``, cut to about ``length`` characters at each level and to ``length`` in all."""
+def short_repr(value: Any, length: int = DEFAULT_LENGTH, levels: int = DEFAULT_LEVELS) -> str:
+    """Return ``repr(value)``, cut to about ``length`` characters at each level and to ``length`` in all.
+
+    What is deeper than ``levels`` is shown as dots.
+    """
     kind = type(value)
     if kind in _PLAIN:
-        return repr(value) if kind is not int or -(1 << 256) < value < 1 << 256 else _bounded(value, length)
+        return repr(value) if kind is not int or -(1 << 256) < value < 1 << 256 else _bounded(value, length, levels)
     if kind is str and len(value) <= _SHORT_TEXT:
         return repr(value)
     if not value and kind in (tuple, list, dict):
@@ -49,12 +56,17 @@ def short_repr(value: Any, length: int = DEFAULT_LENGTH) -> str:
         else:
             text = repr(value)
             return text if len(text) <= length else text[: length - 3] + "..."
-    return _bounded(value, length)
+    return _bounded(value, length, levels)
 
 
-def _bounded(value: Any, length: int) -> str:
+def shortener(levels: int) -> Callable[[Any], str]:
+    """Return `short_repr` for a number of levels."""
+    return short_repr if levels == DEFAULT_LEVELS else functools.partial(short_repr, levels=levels)
+
+
+def _bounded(value: Any, length: int, levels: int) -> str:
     try:
-        text = (_default if length == DEFAULT_LENGTH else _Bounded(length)).repr(value)
+        text = _bounded_repr(length, levels).repr(value)
     except Exception as error:
         return f"<{type(value).__name__}: its repr() raised {type(error).__name__}>"
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -59,6 +59,8 @@ SOURCE = """
             gate(name)
 """
 
+ARGUMENTS = [[[1]]]
+
 #: Read by the first worker.
 STRICT = (
     "task_acks_late=yes", "task_acks_on_failure_or_timeout=no", "task_crash_limit=1", "task_dead_letter_suffix=.lost",
@@ -91,7 +93,7 @@ class Desk:
 
     def sent(self, settings: dict[str, Any], **options: Any) -> Found:
         """Send a task, and take its message from the queue."""
-        self.app(**settings).send_task("work", (1,), **options)
+        self.app(**settings).send_task("work", ARGUMENTS, **options)
         channel = self.connection.channel()
         method, properties, body = channel.basic_get(options.get("queue", self.queue), auto_ack=True)
         assert method is not None, "no message"
@@ -133,16 +135,19 @@ def desk(broker_url: str) -> Iterator[Desk]:
 
 
 def is_deflated(found: Found) -> bool:
-    return found.headers["compression"] == "application/x-gzip" and json.loads(zlib.decompress(found.body))[0] == [1]
+    return (
+        found.headers["compression"] == "application/x-gzip" and json.loads(zlib.decompress(found.body))[0] == ARGUMENTS
+    )
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "holds"),
     [
-        ("task_serializer", "msgpack", lambda found: msgpack.unpackb(found.body)[0] == [1]),
+        ("task_serializer", "msgpack", lambda found: msgpack.unpackb(found.body)[0] == ARGUMENTS),
         ("task_compression", "gzip", is_deflated),
         ("task_default_delivery_mode", "transient", lambda found: found.properties.delivery_mode == 1),
         ("task_default_priority", 7, lambda found: found.properties.priority == 7),
+        ("task_repr_maxlevels", 2, lambda found: found.headers["argsrepr"] == "([[...]],)"),
         ("timezone", "Asia/Tokyo", lambda found: found.headers["eta"] == "2020-01-01T00:00:00+00:00"),
     ],
 )

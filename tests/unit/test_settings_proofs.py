@@ -103,6 +103,7 @@ PROOFS = {
     "task_store_eager_result": "unit/app/test_eager.py::test_results_are_stored_if_they_are_to_be",
     "task_publish_retry": "unit/app/test_options.py::test_the_settings_say_how_sends_are_tried",
     "task_publish_retry_policy": "unit/app/test_options.py::test_the_settings_say_how_sends_are_tried",
+    "task_repr_maxlevels": f"{_MESSAGE}[task_repr_maxlevels]",
     "delay_queue_type": f"{_EFFECTS}test_delayed_tasks_wait_in_queues_of_the_name_and_type_that_are_set",
     # Results
     "result_backend": f"{_UNIT}test_results_go_where_the_setting_says",

@@ -105,6 +105,16 @@ def test_arguments_go_through_the_serializer(app: App) -> None:
         echo.apply_async((float("nan"),), serializer="json")
 
 
+def test_the_request_shows_its_arguments_as_deep_as_the_setting_says(app: App) -> None:
+    @app.task(bind=True)
+    def shown(self: Any, value: Any) -> Any:
+        return self.request.argsrepr
+
+    assert shown.delay([[[1]]]).get() == "([[[...]]],)"
+    app.conf.task_repr_maxlevels = 4
+    assert shown.delay([[[1]]]).get() == "([[[1]]],)"
+
+
 def test_the_request_says_that_it_is_eager(app: App) -> None:
     @app.task(bind=True)
     def request(self: Any) -> Any:
