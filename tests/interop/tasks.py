@@ -19,6 +19,11 @@ class Refused(Exception):
     """An error of the project's own."""
 
 
+FLAKY: dict[str, Any] = {
+    "autoretry_for": (Refused,), "retry_backoff": True, "retry_backoff_max": 1, "retry_jitter": True, "max_retries": 2,
+}  # fmt: skip
+
+
 def settings(broker_url: str, queue: str, queue_type: str) -> dict[str, Any]:
     """The settings that both kinds of app understand, and must be given alike to share queues."""
     return {
@@ -46,6 +51,8 @@ def register(app: Any) -> Any:
     app.task(name="interop.report", bind=True)(report)
     app.task(name="interop.wait", track_started=True)(wait)
     app.task(name="interop.second_time", bind=True)(second_time)
+    app.task(name="interop.hop", bind=True, max_retries=9)(hop)
+    app.task(name="interop.flaky", bind=True, **FLAKY)(flaky)
     app.task(name="interop.on_error_id")(on_error_id)
     app.task(name="interop.on_error_full")(on_error_full)
     app.task(name="interop.on_error_bound", bind=True)(on_error_bound)
@@ -120,6 +127,26 @@ def second_time(self: Any, gate: str) -> str:
     if self.request.retries == 0:
         raise self.retry(exc=Refused("not yet"), countdown=0, max_retries=1)
     return wait(gate)
+
+
+def hop(self: Any, trail: list[Any], route: list[str | None], countdown: float) -> list[Any]:
+    """Be tried again along a route of queues; None stands for the queue it is in. Tell where it has been."""
+    own = self.request
+    kind = "celery" if isinstance(self.app, Celery) else "amqptasks"
+    tenant = (own.headers or {}).get("tenant")
+    trail = [*trail, [kind, own.retries, own.id, own.root_id, tenant, own.delivery_info["priority"]]]
+    if not route:
+        return trail
+    queue, *rest = route
+    raise self.retry(args=(trail, rest, countdown), queue=queue, countdown=countdown, exc=Refused("on"))
+
+
+def flaky(self: Any, times: int) -> int:
+    """Fail so often, and be tried again by itself."""
+    retries: int = self.request.retries
+    if retries < times:
+        raise Refused(retries)
+    return retries
 
 
 def on_error_id(task_id: str, path: str) -> None:
