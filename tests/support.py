@@ -89,6 +89,21 @@ class PrivateBroker(PrivateServer):
         return self._script("ctl", "-q", *arguments)
 
 
+class TlsBroker(PrivateBroker):
+    """A RabbitMQ node that speaks TLS too, with the certificates of a directory (see `tests.certificates`)."""
+
+    def __init__(self, directory: str | Path, certificates: Path) -> None:
+        super().__init__(directory)
+        self._certificates = certificates
+        self.tls_url = ""
+
+    def start(self) -> str:
+        """Start it and return its URL without TLS; ``tls_url`` is the one with it."""
+        self.url = self._script("--owner", str(os.getpid()), "--tls", str(self._certificates), "up")
+        self.tls_url = self._script("tls-url")
+        return self.url
+
+
 class PrivateDatabase(PrivateServer):
     """A PostgreSQL server; `url` is that of its database."""
 

@@ -23,7 +23,7 @@ from amqptasks.broker.incoming import OnConfirm, OnDeliver, is_delivery, read_co
 from amqptasks.broker.loop import Loop, LoopThread
 from amqptasks.broker.parameters import Endpoint
 from amqptasks.broker.topology import server_version
-from amqptasks.broker.trouble import describe
+from amqptasks.broker.trouble import alert_behind, describe
 from amqptasks.clock import monotonic
 
 logger = logging.getLogger(__name__)
@@ -117,6 +117,9 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
         if type(transport) is _AsyncPlaintextTransport:
             # In place of pika's, which reads 4 KiB at a time and goes on until the socket says that there is no more.
             transport._consume = lambda: self._read_once(transport)
+        else:
+            abort = transport._initiate_abort
+            transport._initiate_abort = lambda error: abort(alert_behind(error, transport._sock))
         super()._proto_connection_made(transport)
 
     def _read_once(self, transport: Any) -> None:

@@ -6,11 +6,11 @@ pika nests causes, names classes that mean nothing to a user, and leaves some te
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 import pika.exceptions
 
-__all__ = ["describe"]
+__all__ = ["alert_behind", "describe"]
 
 #: What OpenSSL says of the broker's certificate or to this side's, and what it means here.
 _TLS: Final = (
@@ -61,11 +61,27 @@ def describe(error: BaseException | str) -> str:
     if isinstance(seen, pika.exceptions.IncompatibleProtocolError):
         return (
             "the connection ended before the broker said a word: if that port is for TLS, write amqps:// or set "
-            f"broker_use_ssl ({text})"
+            "broker_use_ssl; if TLS is used, the broker may want a certificate of this side's, or another one: its log "
+            f"says so ({text})"
         )
     if isinstance(seen, BaseException):
         return f"{type(seen).__name__}: {text}" if text else type(seen).__name__
     return text
+
+
+def alert_behind(error: BaseException | None, sock: Any) -> BaseException | None:
+    """Return what the broker said when it ended a TLS connection, if it can still be read; else the error as it is.
+
+    With TLS 1.3 a client's certificate is refused after the handshake, and the first thing noticed is that nothing can
+    be written any more.
+    """
+    if isinstance(error, OSError) and sock is not None:
+        try:
+            sock.recv(1)
+        except OSError as behind:
+            if "ALERT" in str(behind):
+                return behind
+    return error
 
 
 def _innermost(error: BaseException | str) -> BaseException | str:
@@ -73,7 +89,9 @@ def _innermost(error: BaseException | str) -> BaseException | str:
     while isinstance(seen, BaseException):
         inner = getattr(seen, "exception", None) or getattr(seen, "exceptions", None) or seen.args
         if isinstance(inner, (list, tuple)):
-            inner = inner[-1] if inner else None
+            # One for each address of a name. Where nothing listens is of less interest than what another one answered.
+            telling = [each for each in inner if "ConnectionRefused" not in repr(each)] or inner
+            inner = telling[-1] if telling else None
         if not isinstance(inner, BaseException):
             break
         seen = inner
