@@ -37,7 +37,6 @@ from amqptasks.entities import Broadcast, Exchange, Queue
 from amqptasks.exceptions import (
     AlwaysEagerIgnored,
     EncodeError,
-    ImproperlyConfigured,
     MaybeSent,
     OperationalError,
     Unroutable,
@@ -356,18 +355,15 @@ class Sender:
         if delay_ms <= 0:
             return route.exchange, route.routing_key, needs
         name = self._waits_for(route)
-        if name is None:
-            raise ImproperlyConfigured(
-                f"a delayed task needs a queue to wait for, and exchange {route.exchange!r} was given "
-                "without one: pass queue=…"
-            )
         exchange, routing_key = self.ladder.address(delay_ms, name)
         return exchange, routing_key, needs + self.delay_needs(name)
 
-    def _waits_for(self, route: Route) -> str | None:
-        """Return under which name a delayed message waits: its queue's, or that of a broadcast."""
+    def _waits_for(self, route: Route) -> str:
+        """Return under which name a delayed message waits: its queue's, or that of an exchange it is to go through."""
         if route.queues and isinstance(route.queues[0], Broadcast) and route.exchange_type == "fanout":
             return self.ladder.all_of(route.exchange)
+        if route.queue_name is None or (route.exchange and route.exchange_type != "direct"):
+            return self.ladder.through(route.exchange, route.routing_key)
         return route.queue_name
 
     def delay_needs(self, queue: str) -> tuple[Need, ...]:

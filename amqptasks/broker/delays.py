@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, unquote
 
 from amqptasks.broker.topology import BindExchange, BindQueue, DeclareExchange, DeclareQueue, Step
 from amqptasks.exceptions import ImproperlyConfigured
@@ -126,9 +127,29 @@ class Ladder:
         prefix = self.all_of("")
         return name.removeprefix(prefix) if name.startswith(prefix) else None
 
+    def through(self, exchange: str, routing_key: str) -> str:
+        """The name under which messages wait that are to go through an exchange, with this key, once they are due.
+
+        It is that of a queue, which hands each message over at once: RabbitMQ gives a message another routing key only
+        on its way out of a queue. There is one for each exchange and key, whatever the delays.
+        """
+        return f"{self._base}.to.{quote(exchange, safe='')}/{quote(routing_key, safe='')}"
+
+    def _relay(self, name: str) -> tuple[Step, ...]:
+        exchange, routing_key = map(unquote, name.removeprefix(f"{self._base}.to.").split("/"))
+        arguments = self._arguments(0, 0, exchange) | {"x-dead-letter-routing-key": routing_key}
+        return (
+            # Only to see that it is there: a slip in its name would come out much later, and to nobody.
+            DeclareExchange(exchange, "direct", durable=True, auto_delete=False, arguments={}, passive=True),
+            DeclareQueue(name, durable=True, exclusive=False, auto_delete=False, arguments=arguments),
+            self.exit_for(name),
+        )
+
     def exits_for(self, name: str) -> tuple[Step, ...]:
-        """What lets messages leave that wait under a name: of a queue, or of what `all_of` made of an exchange."""
+        """What lets messages leave that wait under a name: of a queue, or of what `all_of` or `through` made."""
         way_out = self.exit_for(name)
+        if name.startswith(f"{self._base}.to."):
+            return self._relay(name)
         exchange = self.broadcast_of(name)
         if exchange is None:
             return (way_out,)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from amqptasks.canvas import group
-from amqptasks.exceptions import EncodeError, MaxRetriesExceededError, Retry, TaskRevokedError
+from amqptasks.exceptions import EncodeError, MaxRetriesExceededError, NotSent, Retry, TaskRevokedError
 from tests.proxy import Proxy
 from tests.running import Workshop
 from tests.support import eventually
@@ -380,6 +380,39 @@ def test_called_as_a_function_there_is_no_next_attempt(shop: Workshop) -> None:
         shop.tasks.busy(1)
     with pytest.raises(Retry, match="Task can be retried"):
         shop.tasks.in_vain()
+
+
+# -- delays through exchanges
+
+
+def test_a_delayed_call_goes_through_its_exchange_with_its_key(shop: Workshop) -> None:
+    # When a call to a topic is delayed, by an exchange alone, or by a queue that is bound to it
+    news = f"{shop.queue}.news"
+    both = shop.tasks.look.apply_async((0,), exchange=news, routing_key="news.eu", countdown=0.1)
+    one = shop.tasks.look.apply_async((0,), exchange=news, routing_key="news.eu.sport", countdown=0.1)
+    named = shop.tasks.look.apply_async((0,), queue=f"{shop.queue}.topic", routing_key="news.us", countdown=0.1)
+
+    # Then each comes to all queues that its key reaches when it is due, and shows where it was sent
+    shop.noted(f"{both.id} 0 {news!r} news.eu", times=2)
+    shop.noted(f"{one.id} 0 {news!r} news.eu.sport")
+    shop.noted(f"{named.id} 0 {news!r} news.us", times=2)
+    for key in ("news.eu", "news.eu.sport", "news.us"):
+        shop.also_delete(shop.app.sender.ladder.through(news, key))
+
+
+def test_a_delayed_call_to_no_exchange_is_an_error(shop: Workshop) -> None:
+    with pytest.raises(NotSent, match="nowhere"):
+        shop.tasks.look.apply_async((0,), exchange="nowhere-at-all", routing_key="x", countdown=1)
+
+
+def test_a_callback_is_delayed_through_its_exchange(shop: Workshop) -> None:
+    # Given a callback that a worker sends, with a delay, to a topic
+    news = f"{shop.queue}.news"
+    follows = shop.tasks.look.si(0).set(exchange=news, routing_key="news.late.one", countdown=0.1)
+    follows.freeze()
+    shop.tasks.add.apply_async((1, 1), link=follows)
+    shop.noted(f"{follows.id} 0 {news!r} news.late.one")
+    shop.also_delete(shop.app.sender.ladder.through(news, "news.late.one"))
 
 
 # -- expiry

@@ -144,6 +144,31 @@ def test_the_topology_is_that_of_the_reference(ladder: Ladder) -> None:
             assert {step.source, step.destination} <= declared
 
 
+@pytest.mark.parametrize(
+    ("exchange", "key"), [("news", "eu.sport"), ("a/b.c", ""), ("n", "news.#"), ("x", "*"), ("ü", "a/b%2F c")]
+)
+def test_what_goes_through_an_exchange_leaves_with_its_key(ladder: Ladder, exchange: str, key: str) -> None:
+    # Given a message that is to go through an exchange / When it leaves
+    name = ladder.through(exchange, key)
+    _waited, found = way(ladder, 500, name)
+
+    # Then it comes to a queue that hands it over at once, with the key
+    assert found == [name]
+    there, queue, way_out = ladder.exits_for(name)
+    assert there == DeclareExchange(exchange, "direct", durable=True, auto_delete=False, arguments={}, passive=True)
+    assert isinstance(queue, DeclareQueue) and queue.queue == name and queue.durable
+    assert queue.arguments == {
+        "x-queue-type": "quorum", "x-message-ttl": 0, "x-dead-letter-exchange": exchange,
+        "x-dead-letter-routing-key": key, "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish",
+    }  # fmt: skip
+    assert way_out == ladder.exit_for(name)
+
+
+def test_each_exchange_and_key_has_a_name_of_its_own(ladder: Ladder) -> None:
+    pairs = [("a", "b.c"), ("a.b", "c"), ("a/b", "c"), ("a", "b/c"), ("a", ""), ("", "a")]
+    assert len({ladder.through(*each) for each in pairs}) == len(pairs)
+
+
 def test_ladders_of_two_kinds_or_prefixes_live_side_by_side() -> None:
     # Given ladders of other applications on one broker / When all are declared / Then no two declare a name differently
     ladders = [Ladder(), Ladder("team-a"), Ladder(queue_type="classic"), Ladder("team-a", "classic")]
