@@ -159,7 +159,12 @@ WORKER: Final = (
         "later",
     ),
     _S("worker_pool_restarts", boolean, False, "Allow the pool_restart command.", "later"),
-    _S("worker_disable_prefetch", boolean, False, "Fetch a message only when a child is idle.", "later"),
+    _S(
+        "worker_disable_prefetch",
+        boolean,
+        False,
+        "Fetch as little ahead as can be: one message for each running task, whatever the multiplier says.",
+    ),
     _S("worker_hijack_root_logger", boolean, True, "Set up the root logger."),
     _S("worker_log_color", boolean.or_none(), None, "Colours in logs; None: on a terminal."),
     _S("worker_log_format", text(), _LOG, "Format of log lines."),

@@ -78,6 +78,7 @@ def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str 
     help="What runs tasks: prefork, threads or solo.",
 )  # fmt: skip
 @_pool("--prefetch-multiplier", metavar="N", help="Messages fetched ahead for each running task; 0: no limit.")
+@_pool("--disable-prefetch", is_flag=True, help="Fetch as little ahead as can be: one message for each running task.")
 @_pool(
     "-O", "--optimization", type=click.Choice(["default", "fair"]), default="default", metavar="default|fair",
     help="Accepted for Celery's sake: dispatch is always fair.",
@@ -93,7 +94,8 @@ def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str 
 def worker(
     ctx: click.Context, /, include: tuple[str, ...] | None, settings: tuple[str, ...], optimization: str,
     detach: bool, uid: str | None, gid: str | None, umask: int | None, executable: str | None, pidfile: str | None,
-    concurrency: str | None, pool: str | None, prefetch_multiplier: str | None, **options: Any,
+    concurrency: str | None, pool: str | None, prefetch_multiplier: str | None, disable_prefetch: bool,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Run a worker.
 
@@ -112,7 +114,8 @@ def worker(
     owner.take_over()
     app = obj.app(required=True)
     values = {
-        "worker_concurrency": concurrency, "worker_pool": pool, "worker_prefetch_multiplier": prefetch_multiplier
+        "worker_concurrency": concurrency, "worker_pool": pool, "worker_prefetch_multiplier": prefetch_multiplier,
+        "worker_disable_prefetch": "yes" if disable_prefetch else None,
     }  # fmt: skip
     _override(ctx, app, values, include, settings)
     ctx.exit(_run(obj, app, background, pidfile, **options))

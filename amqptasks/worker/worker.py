@@ -93,9 +93,11 @@ class Worker:
         wanted = concurrency or conf.worker_concurrency
         self.concurrency = _concurrency(self.pool_name, wanted)
         multiplier = conf.worker_prefetch_multiplier if prefetch_multiplier is None else prefetch_multiplier
-        self.prefetch = min(self.concurrency * int(multiplier), MAX_PREFETCH)
         # Whoever sets the multiplier means it. Left alone, it is for tasks of some length.
         is_default = prefetch_multiplier is None and "worker_prefetch_multiplier" not in conf.changed()
+        if conf.worker_disable_prefetch:
+            multiplier, is_default = 1, False
+        self.prefetch = min(self.concurrency * int(multiplier), MAX_PREFETCH)
         short = min(self.concurrency * SHORT_MULTIPLIER, MAX_PREFETCH)
         self.short_prefetch = short if is_default and self.pool_name != "asyncio" else self.prefetch
         self._settlement_limit: int = conf.worker_settlement_limit

@@ -83,3 +83,16 @@ def test_a_multiplier_that_was_set_is_kept(
 
     # Then it prefetches what it was told
     assert prefetch_of(rabbitmqctl, code.queue) == [6]
+
+
+def test_no_more_is_prefetched_than_runs_where_that_is_disabled(
+    project: Callable[..., Project], worker: Callable[..., WorkerProcess], rabbitmqctl: Callable[..., str]
+) -> None:
+    # Given a worker that is not to prefetch
+    code = project(SOURCE)
+    worker(code, "-c", "2", "--disable-prefetch")
+
+    # When it runs many very short tasks / Then it has one message for each process, before and after
+    assert prefetch_of(rabbitmqctl, code.queue) == [2]
+    run_many(code, 400)
+    assert prefetch_of(rabbitmqctl, code.queue) == [2]

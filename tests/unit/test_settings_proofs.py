@@ -109,7 +109,7 @@ PROOFS = {
     "result_backend": f"{_UNIT}test_results_go_where_the_setting_says",
     "result_serializer": f"{_EFFECTS}test_answers_are_written_as_the_settings_say",
     "result_compression": f"{_UNIT}test_results_are_compressed_by_setting",
-    "result_expires": f"{_DATABASE}test_what_has_expired_is_deleted",
+    "result_expires": f"{_DATABASE}test_nothing_expires_where_nothing_is_to",
     "result_extended": "integration/test_stored_results.py::test_a_result_is_there_for_every_process",
     "result_persistent": f"{_EFFECTS}test_answers_are_written_as_the_settings_say",
     "result_cache_max": f"{_UNIT}test_a_process_keeps_as_many_results_as_it_is_told",
@@ -134,6 +134,8 @@ PROOFS = {
     "worker_asyncio_threads": f"{_EFFECTS}test_the_asyncio_pool_runs_as_many_plain_tasks_at_once_as_it_is_told",
     "worker_direct": "integration/test_broadcasts.py::test_a_worker_can_be_sent_a_task_of_its_own",
     "worker_prefetch_multiplier": "integration/test_worker.py::test_a_worker_fetches_as_much_ahead_as_it_is_told",
+    "worker_disable_prefetch": "integration/test_prefetch.py::"
+    "test_no_more_is_prefetched_than_runs_where_that_is_disabled",
     "worker_settlement_limit": f"{_EFFECTS}test_no_more_tasks_begin_than_may_wait_for_their_confirms",
     "worker_shutdown_timeout": "integration/test_stopping.py::test_a_warm_stop_that_takes_too_long_becomes_cold",
     "worker_disable_rate_limits": "integration/test_rate_limits.py::test_a_worker_told_to_ignore_rates_runs_everything",
