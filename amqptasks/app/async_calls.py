@@ -156,10 +156,10 @@ async def _failures(app: Any, bulk: Bulk) -> dict[str, BaseException]:
             break
     if all(each.is_done and each.error is None for each in sendings):
         # Only to note that each was waited for.
-        return bulk.finish()
+        return bulk.finish(deadline)
     import asyncio
 
-    return await asyncio.to_thread(bulk.finish)
+    return await asyncio.to_thread(bulk.finish, deadline)
 
 
 async def _done(sending: Sending, signal: Signal, deadline: float) -> bool:

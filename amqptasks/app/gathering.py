@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from amqptasks.broker.publisher import Sending
 
 #: Waits for the confirms of (task id, task name, sending) and returns the errors by task id.
-FinishAll = Callable[[list[tuple[str, str, "Sending"]]], dict[str, BaseException]]
+FinishAll = Callable[[list[tuple[str, str, "Sending"]], "float | None"], dict[str, BaseException]]
 
 
 class Bulk:
@@ -63,11 +63,15 @@ class Bulk:
         if error is None:
             self.throw(failures)
 
-    def finish(self) -> dict[str, BaseException]:
-        """Wait for the confirms; returns the errors by task id."""
+    def finish(self, deadline: float | None = None) -> dict[str, BaseException]:
+        """Wait for the confirms; returns the errors by task id.
+
+        Args:
+            deadline: Until when, in monotonic seconds; as long as the sends' policies say without.
+        """
         return {
             task_id: failure
-            for task_id, failure in self._finish_all(self._waiting).items()
+            for task_id, failure in self._finish_all(self._waiting, deadline).items()
             if not (isinstance(failure, Unroutable) and task_id in self._optional)
         }
 

@@ -230,13 +230,16 @@ class Sender:
             if is_mandatory:
                 raise
 
-    def finish_all(self, waiting: list[tuple[str, str, Sending]]) -> dict[str, BaseException]:
-        """Wait for the confirms of a bulk block; returns the errors by task id."""
+    def finish_all(
+        self, waiting: list[tuple[str, str, Sending]], deadline: float | None = None
+    ) -> dict[str, BaseException]:
+        """Wait for the confirms of a bulk block; returns the errors by task id. ``deadline`` is monotonic seconds."""
         failures: dict[str, BaseException] = {}
         if not waiting or not self._app.conf.broker_publish_confirm:
             return failures
         publisher, backend = self._app.publisher, self._app.backend
-        deadline = time.monotonic() + max(sending.policy.timeout_s for _id, _name, sending in waiting)
+        if deadline is None:
+            deadline = time.monotonic() + max(sending.policy.timeout_s for _id, _name, sending in waiting)
         for task_id, _name, sending in waiting:
             try:
                 publisher.finish(sending, deadline)

@@ -141,7 +141,7 @@ def test_a_place_that_is_free_is_taken_by_what_waits(new: Callable[..., Hall]) -
         hall.send(task_id, "gate")
     hall.until(lambda: set(hall.gates) == {"a", "b"})
     hall.open("b")
-    hall.until(lambda: "c" in hall.gates)
+    hall.until(lambda: "c" in hall.gates and hall.outcomes)
     assert list(hall.outcomes) == ["b"]
 
 
