@@ -18,7 +18,8 @@ from typing import Any, Final
 import pika
 from pika.channel import Channel
 
-from amqptasks.broker.admin import NOT_FOUND, Admin, Refused
+from amqptasks.broker.admin import NOT_FOUND, Refused
+from amqptasks.broker.confirming import ConfirmingAdmin, NotPublished, Returned
 from amqptasks.broker.topology import DeclareQueue, Version, dead_letter_queue
 from amqptasks.entities import Queue
 from amqptasks.exceptions import OperationalError, TopologyConflict
@@ -86,7 +87,7 @@ class Held:
         self.is_settled = True
 
     def _move(self, queue: str, properties: pika.BasicProperties) -> None:
-        self._session.publish(queue, self.body, properties)
+        self._session.put(queue, self.body, properties)
         self.discard()
 
 
@@ -96,10 +97,8 @@ _COPIED: Final = (
 )  # fmt: skip
 
 
-class DeadLetters(Admin):
+class DeadLetters(ConfirmingAdmin):
     """A session on queues of dead letters. Belongs to the thread that made it, as every `Admin`."""
-
-    _out: Channel | None = None
 
     def __enter__(self) -> DeadLetters:
         self.connect()
@@ -150,25 +149,18 @@ class DeadLetters(Admin):
                         break
         return found
 
-    def publish(self, queue: str, body: bytes, properties: pika.BasicProperties) -> None:
+    def put(self, queue: str, body: bytes, properties: pika.BasicProperties) -> None:
         """Put a message into a queue and wait until the broker confirms that it is there.
 
         Raises:
             NotMoved: It is not, or nobody knows.
         """
-        channel = self._publishing()
-        outcome: list[str | None] = []
-        returned: list[str] = []
-        self._on_confirm = lambda is_ack: outcome.append(None if is_ack else "the broker refused it: the queue is full")
-        self._on_return = returned.append
-        self._on_out_closed = outcome.append
-        channel.basic_publish("", queue, body, properties, mandatory=True)
-        self._await(lambda: bool(outcome), "basic.publish")
-        problem = outcome[0]
-        if returned:
-            problem = f"there is no queue {queue!r}"
-        if problem is not None:
-            raise NotMoved(f"not put into {queue!r}: {problem}")
+        try:
+            self.publish("", queue, body, properties)
+        except Returned:
+            raise NotMoved(f"not put into {queue!r}: there is no queue {queue!r}") from None
+        except NotPublished as error:
+            raise NotMoved(f"not put into {queue!r}: {error}") from error
 
     def ack(self, tag: int) -> None:
         """Take the message of this delivery tag out of its queue for good."""
@@ -209,27 +201,3 @@ class DeadLetters(Admin):
         except Refused as refusal:
             if refusal.code != NOT_FOUND:
                 raise self._error(f"to look at queue {queue!r}", refusal) from None
-
-    def _publishing(self) -> Channel:
-        """Return a channel in confirm mode, apart from the one that holds messages: a refusal closes it."""
-        if self._out is not None and self._out.is_open:
-            return self._out
-        self._out = None
-        opened: list[Channel] = []
-        ready: list[Any] = []
-        self._connected().channel(on_open_callback=opened.append)
-        self._await(lambda: bool(opened), "channel.open")
-        channel = opened[0]
-        channel.add_on_return_callback(lambda _channel, method, _properties, _body: self._on_return(method.reply_text))
-        channel.add_on_close_callback(lambda _channel, error: self._on_out_closed(str(error)))
-        self._on_out_closed = ready.append
-        channel.confirm_delivery(
-            lambda frame: self._on_confirm(isinstance(frame.method, pika.spec.Basic.Ack)), callback=ready.append
-        )
-        self._await(lambda: bool(ready), "confirm.select")
-        self._out = channel
-        return channel
-
-    _on_confirm: Callable[[bool], None]
-    _on_return: Callable[[str], None]
-    _on_out_closed: Callable[[str], None]

@@ -14,6 +14,7 @@ from amqptasks.cli.call import call
 from amqptasks.cli.common import EXIT_FAILED, CliError, Globals
 from amqptasks.cli.completion import complete_modules, completion
 from amqptasks.cli.dead import dead
+from amqptasks.cli.doctor import doctor
 from amqptasks.cli.elements import Group, name_variables
 from amqptasks.cli.errors import is_plain, show, show_warnings
 from amqptasks.cli.purge import purge
@@ -85,7 +86,7 @@ def cli(ctx: click.Context, /, no_color: bool, **options: Any) -> None:
         setattr(given, name, value)
 
 
-for _command in (call, completion, dead, purge, queues, report, result, shell, worker):
+for _command in (call, completion, dead, doctor, purge, queues, report, result, shell, worker):
     cli.add_command(_command)
 name_variables(cli)
 
