@@ -284,7 +284,10 @@ class SoftTimeLimitExceeded(Exception):
 
 
 class TimeLimitExceeded(Exception):
-    """The task ran past its hard time limit and was stopped."""
+    """The task ran past its hard time limit and was stopped. Its argument is the limit, in seconds."""
+
+    def __str__(self) -> str:
+        return "TimeLimitExceeded" + repr(self.args)
 
 
 class WorkerLostError(Exception):

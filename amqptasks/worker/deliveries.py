@@ -22,6 +22,7 @@ from amqptasks.exceptions import (
     InvalidTaskError,
     NotRegistered,
     TaskRevokedError,
+    TimeLimitExceeded,
     WorkerLostError,
 )
 from amqptasks.logs import TASK_LOGGER
@@ -42,6 +43,7 @@ from amqptasks.worker.rate_limits import RateLimits, rates_of
 from amqptasks.worker.request import Request
 from amqptasks.worker.revoked import RevokedTasks, names
 from amqptasks.worker.settlement import Settlement
+from amqptasks.worker.time_limits import TimeLimits, tell_timeout
 
 logger = logging.getLogger(TASK_LOGGER + ".trace.worker")
 
@@ -64,6 +66,7 @@ class Deliveries:
         self._follow_ups = FollowUps(app, hostname, stores_later=True)
         self._ledger = Ledger()
         self._accept = accepted(app.conf.accept_content)
+        self.time_limits = TimeLimits(app.conf.task_time_limit, app.conf.task_soft_time_limit)
         self._takes_no_more = False
         self._is_abandoned = False
         self._log_received = logger.isEnabledFor(logging.INFO)
@@ -99,6 +102,7 @@ class Deliveries:
             logger.info("Task %s[%s] received", name, request.id)
         if signals.task_received:
             signals.task_received.send(self, request=request)
+        self.time_limits.apply(request)
         self._dispatcher.add(request)
 
     def on_revocation(self, revocation: Revocation) -> None:
@@ -248,9 +252,12 @@ class Deliveries:
         self._ledger.end(request)
 
     def _acks_on_failure(self, request: Request) -> bool:
+        return self._acks(request, "acks_on_failure")
+
+    def _acks(self, request: Request, attribute: str) -> bool:
         task, conf = request.task, self._conf
         for value in (
-            task.acks_on_failure, task.acks_on_failure_or_timeout, conf.task_acks_on_failure,
+            getattr(task, attribute), task.acks_on_failure_or_timeout, conf[f"task_{attribute}"],
             conf.task_acks_on_failure_or_timeout,
         ):  # fmt: skip
             if value is not None:
@@ -294,7 +301,10 @@ class Deliveries:
             return
         if not begun:
             request.number = 0
-            if request.delivery.is_current or request.is_acked:
+            if self._takes_no_more and not request.is_acked:
+                self._ledger.forget(request)
+                request.give_back()
+            elif request.delivery.is_current or request.is_acked:
                 self._dispatcher.add_first([request])
             else:
                 self._ledger.forget(request)
@@ -324,7 +334,7 @@ class Deliveries:
         # Late ack means late ack: only an explicit False gives the task up with its process.
         return choice is not False
 
-    def _crashed(self, request: Request, error: WorkerLostError, how: str) -> None:
+    def _crashed(self, request: Request, error: Exception, how: str) -> None:
         if not request.delivery.is_current:
             # The broker has given the message back already: another copy would be one too many.
             self._ledger.forget(request)
@@ -353,7 +363,9 @@ class Deliveries:
             return ()
         if request.task is not None:
             self._add_body(context, request)
-            if isinstance(error, WorkerLostError) and signals.task_failure:
+            if isinstance(error, TimeLimitExceeded):
+                tell_timeout(request.task, context, error)
+            elif isinstance(error, WorkerLostError) and signals.task_failure:
                 signals.task_failure.send(
                     request.task, task_id=request.id, exception=error, args=context.args, kwargs=context.kwargs,
                     traceback=None, einfo=str(error),

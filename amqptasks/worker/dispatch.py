@@ -54,6 +54,8 @@ class Dispatcher:
         self.is_paused = False
         #: Called with a task whose time has passed while it waited; it is not handed out.
         self.on_expired: Callable[[Request], None] = _unexpected
+        #: Called with a slot and a task with a time limit that was given to it.
+        self.on_limited: Callable[[Slot, Request], None] = lambda slot, request: None
         self._loop = loop
         self._slots = slots
         self._on_begun = on_begun
@@ -153,7 +155,10 @@ class Dispatcher:
             if not slot.assigned and slot.is_open:
                 if waiting[0].expires_at is not None and not self._has_fresh():
                     break
-                slot.assign(waiting.popleft())
+                request = waiting.popleft()
+                slot.assign(request)
+                if request.limits is not None:
+                    self.on_limited(slot, request)
                 if not waiting:
                     break
         if waiting:
@@ -171,7 +176,10 @@ class Dispatcher:
             places = slot.places if slot.is_shared else most
             if len(slot.assigned) >= places or (waiting[0].expires_at is not None and not self._has_fresh()):
                 break
-            slot.assign(waiting.popleft())
+            request = waiting.popleft()
+            slot.assign(request)
+            if request.limits is not None:
+                self.on_limited(slot, request)
 
     def _has_fresh(self) -> bool:
         """Let go of the first in the line while their time has passed; False if none is left."""

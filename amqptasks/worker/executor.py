@@ -54,6 +54,7 @@ from amqptasks.worker.outcome import (
     Next,
     Outcome,
 )
+from amqptasks.worker.pools.window import Abandoned, run_limited
 
 logger = logging.getLogger(TASK_LOGGER + ".trace")
 
@@ -132,20 +133,18 @@ class Executor:
             return self._unstored(request, trouble)
 
     def _trace(self, task: Any, request: Context) -> Outcome:
-        args, kwargs = request.args, request.kwargs
         token = context.push(task, request, is_entering=task.has_own_call)
         log_token = bind_task(request.task, request.id)
-        hooks = task.hooks
+        hard, soft = request.timelimit
         try:
             self.told_start(task, request)
             started = time.perf_counter()
             try:
                 with denied_join_result():
-                    if hooks is not None and hooks.before_start is not None:
-                        hooks.before_start(request.id, args, kwargs)
-                    value = (task if task.has_own_call else task.run)(*args, **kwargs)
-                    if task.is_async:
-                        value = run_coroutine(value, keep_loop=True)
+                    value = run_limited(_call, task, request) if hard or soft else _call(task, request)
+            except Abandoned:
+                # The worker has told its end already.
+                raise
             except BaseException as error:
                 # SystemExit and its kind too: a task must not end the worker by accident.
                 return self.ended(task, request, None, error, time.perf_counter() - started)
@@ -269,6 +268,14 @@ class Executor:
             # Nothing hangs on it: the next state, or the result, says more.
             logger.warning("A state of task %s[%s] is not stored: %s", request.task, record.task_id, error)
             return ()
+
+
+def _call(task: Any, request: Context) -> Any:
+    hooks = task.hooks
+    if hooks is not None and hooks.before_start is not None:
+        hooks.before_start(request.id, request.args, request.kwargs)
+    value = (task if task.has_own_call else task.run)(*request.args, **request.kwargs)
+    return run_coroutine(value, keep_loop=True) if task.is_async else value
 
 
 def make_request(headers: dict[str, Any], body: TaskBody) -> Context:

@@ -19,8 +19,8 @@ class Request:
     """
 
     __slots__ = (
-        "delivery", "expires_at", "headers", "id", "is_acked", "is_done", "is_late", "number", "pending", "task",
-        "task_name",
+        "delivery", "expires_at", "headers", "id", "is_acked", "is_done", "is_late", "limits", "number", "pending",
+        "task", "task_name",
     )  # fmt: skip
 
     def __init__(
@@ -37,6 +37,8 @@ class Request:
         self.number = 0
         #: When it expires, by the monotonic clock; None: never.
         self.expires_at: float | None = None
+        #: Hard and soft time limit, seconds; None for the many that have neither.
+        self.limits: tuple[float | None, float | None] | None = None
         #: Messages published for it and not yet confirmed.
         self.pending = 0
 
@@ -68,9 +70,15 @@ class Request:
         properties = delivery.properties
         # Through the default exchange the routing key is the queue.
         queue = delivery.consumer.queue if delivery.exchange else None
+        headers = self.headers if self.limits is None else self._limited()
         return [
-            number, self.task_name, self.id, self.headers, delivery.body, properties.content_type,
+            number, self.task_name, self.id, headers, delivery.body, properties.content_type,
             properties.content_encoding, properties.reply_to, properties.correlation_id, properties.priority,
             properties.delivery_mode, delivery.exchange, delivery.routing_key, delivery.redelivered,
             queue,
         ]  # fmt: skip
+
+    def _limited(self) -> Mapping[str, Any]:
+        """The headers, with the limits that apply."""
+        limits = list(self.limits or ())
+        return self.headers if self.headers.get("timelimit") == limits else {**self.headers, "timelimit": limits}

@@ -32,6 +32,7 @@ from amqptasks.worker.banner import banner
 from amqptasks.worker.deliveries import Deliveries
 from amqptasks.worker.dispatch import Dispatcher
 from amqptasks.worker.executor import Executor
+from amqptasks.worker.pools.guard import Guard
 from amqptasks.worker.pools.pool import Pool, PoolEvents, Run
 from amqptasks.worker.settlement import Settlement
 from amqptasks.worker.storer import Storer
@@ -163,8 +164,11 @@ class Worker:
             self._deliveries.on_message,
             self._deliveries.on_lost,
             self._dispatcher.schedule,
+            self._deliveries.on_soft_limit,
+            self._deliveries.on_hard_limit,
         )
         self.pool = self._make_pool(events)
+        self._dispatcher.on_limited = Guard(loop, self.pool).watch
         self.queues = self._select_queues()
         self._consumers = [self._consumer(queue) for queue in self.queues]
         self._consume_declarer: Declarer | None = None
@@ -223,6 +227,8 @@ class Worker:
             pool = PreforkPool(self.loop, self.concurrency, events, self._executor.run)
             pool.close_in_child = lambda: self._close_in_child(self._storer.pool)
             pool.nodename = self.hostname
+            pool.max_tasks = self.app.conf.worker_max_tasks_per_child
+            pool.max_memory_kib = self.app.conf.worker_max_memory_per_child
             return pool
         from amqptasks.worker.pools.threads import ThreadPool
 
@@ -350,6 +356,16 @@ class Worker:
         if self._dispatcher.is_paused and not paused:
             self._dispatcher.schedule()
         self._dispatcher.is_paused = paused
+
+    def set_time_limits(self, name: str, *, hard: float | None = None, soft: float | None = None) -> None:
+        """Change the time limits of a task, in seconds, for every call of it that begins from now on, whatever the
+        call says; for the task's own and those of calls to hold again there is no order. On the loop's thread.
+
+        Raises:
+            NotRegistered: There is no such task here.
+            ValueError: A limit is no number above 0, or the soft one is above the hard one.
+        """
+        self._deliveries.set_time_limits(name, hard, soft)
 
     # -- stopping
 

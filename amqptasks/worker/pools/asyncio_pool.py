@@ -27,6 +27,7 @@ from amqptasks.worker.daemon_threads import DaemonThreads
 from amqptasks.worker.outcome import FollowUp, Outcome
 from amqptasks.worker.pools.pool import Pool, PoolEvents, Run
 from amqptasks.worker.pools.slot import Slot
+from amqptasks.worker.pools.window import Abandoned, ThreadWindow
 from amqptasks.worker.request import Request
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,8 @@ class SharedSlot(Slot):
         return [self._remove(number) for number in sorted(numbers)]
 
     def interrupt(self, request: Request, error: BaseException) -> bool:
-        """Cancel a task that runs, with an error that it may catch. False for a plain task, and one that has ended."""
+        """Raise an error that it may catch in a task that runs; a coroutine is cancelled with it. A plain task always
+        gets `SoftTimeLimitExceeded`. False if it has ended, and for a plain task without a time limit."""
         return self._host.interrupt(request.number, error)
 
     def give_up(self, request: Request) -> bool:
@@ -283,6 +285,8 @@ class Host:
         self._running: dict[int, tuple[CoroutineRun, asyncio.Task[None]] | None] = {}
         #: Plain tasks that were given up and still hold their threads.
         self._lost: set[int] = set()
+        #: Where plain tasks with a time limit may be interrupted, by number.
+        self._windows: dict[int, ThreadWindow] = {}
         self._reader = FrameReader()
         self._is_stopping = False
         self._is_done = False
@@ -303,15 +307,19 @@ class Host:
         self._call(self._take_in, data)
 
     def interrupt(self, number: int, error: BaseException) -> bool:
-        """Interrupt the coroutine of a number, if there is one."""
+        """Interrupt what runs under a number, if it can be."""
         running = self._running.get(number)
         if running is None:
-            return False
+            window = self._windows.get(number)
+            return window is not None and window.interrupt(number)
         running[0].interrupt(error)
         return True
 
     def give_up(self, number: int) -> None:
         """Free the place of a number, and cancel what fills it."""
+        window = self._windows.get(number)
+        if window is not None:
+            window.abandon(number)
         self._call(self._give_up, number)
 
     def stop(self, *, is_cold: bool) -> None:
@@ -417,12 +425,17 @@ class Host:
     def _run_plain(self, frame: list[Any]) -> None:
         number = frame[0]
         report: Outcome | BaseException | None = None
+        window = self._windows[number] = ThreadWindow(lambda: number)
+        window.enter()
         try:
             if self._begins(number):
                 report = self._run(frame, self._emitter(number))
+        except Abandoned as error:
+            report = error
         except BaseException as error:
             logger.error("%s failed", threading.current_thread().name, exc_info=error)
             report = error
+        del self._windows[number]
         if report is None:
             self._call(self._free, number)
         else:

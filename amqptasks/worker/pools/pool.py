@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amqptasks.broker.loop import Loop
+from amqptasks.exceptions import SoftTimeLimitExceeded
 from amqptasks.worker.outcome import FollowUp, Outcome
 from amqptasks.worker.pools.slot import Slot
 from amqptasks.worker.request import Request
@@ -29,6 +30,10 @@ RESPAWN_S = 1.0
 Run = Callable[[list[Any], Callable[[bytes], None]], Outcome]
 
 
+def _unwatched(request: Request, limit_s: float) -> None:
+    raise RuntimeError(f"task {request.id} has a time limit of {limit_s:g} s, and nobody takes care of that")
+
+
 @dataclass(frozen=True, slots=True)
 class PoolEvents:
     """Who the pool tells. Called on the loop's thread.
@@ -39,12 +44,16 @@ class PoolEvents:
         on_lost: The place where a task ran has died; the text says how. ``begun`` is False for tasks that had not
         started.
         on_free: A slot can take a task.
+        on_soft_limit: A task was interrupted at its soft time limit, so many seconds.
+        on_hard_limit: A task was ended at its hard time limit, so many seconds.
     """
 
     on_outcome: Callable[[Slot, Request, Outcome], None]
     on_message: Callable[[Slot, Request, FollowUp], None]
     on_lost: Callable[[Request, bool, str], None]
     on_free: Callable[[], None]
+    on_soft_limit: Callable[[Request, float], None] = _unwatched
+    on_hard_limit: Callable[[Request, float], None] = _unwatched
 
 
 class Pool(ABC):
@@ -97,6 +106,40 @@ class Pool(ABC):
         """Pass it on."""
         self._events.on_message(slot, request, message)
 
+    # -- time limits
+
+    def interrupt(self, slot: Slot, request: Request, limit_s: float) -> bool:
+        """Raise `SoftTimeLimitExceeded` in a task that has begun. False if that cannot be had now."""
+        if not slot.interrupt(request, SoftTimeLimitExceeded()):
+            return False
+        self._events.on_soft_limit(request, limit_s)
+        return True
+
+    def end(self, slot: Slot, request: Request, limit_s: float) -> bool:
+        """End a task that has begun, or give it up: another gets its place. False if that cannot be had now."""
+        if not slot.give_up(request):
+            return False
+        self._events.on_hard_limit(request, limit_s)
+        self._events.on_free()
+        return True
+
+    # -- slots that end
+
+    def on_retired(self, slot: Slot) -> None:
+        """Replace a slot that begins nothing any more."""
+        if slot not in self.slots:
+            return
+        index = self.slots.index(slot)
+        slot.is_retiring = True
+        left = slot.abandon()
+        slot.close()
+        if self.is_stopping:
+            self.slots.pop(index)
+        else:
+            self._replace(slot, index)
+        for request in left:
+            self._events.on_lost(request, False, "it was replaced")
+
     def on_broken(self, slot: Slot) -> None:
         """Report what a slot leaves behind, and replace it."""
         self.lose(slot, "its connection to the worker broke")
@@ -116,10 +159,15 @@ class Pool(ABC):
             logger.error("%s ended right after its start (%s); trying again in %g s", slot.name, how, RESPAWN_S)
             self.loop.call_later(RESPAWN_S, lambda: self._replace(slot, index))
         else:
-            logger.warning("%s ended (%s); starting another", slot.name, how)
+            level = logging.WARNING if slot.timed_out is None else logging.INFO
+            logger.log(level, "%s ended (%s); starting another", slot.name, how)
             self._replace(slot, index)
+        timed_out, limit_s = slot.timed_out or (None, 0.0)
         for request in left:
-            self._events.on_lost(request, request.number <= begun, how)
+            if request is timed_out:
+                self._events.on_hard_limit(request, limit_s)
+            else:
+                self._events.on_lost(request, request.number <= begun, how)
 
     def _replace(self, slot: Slot, index: int) -> None:
         if not self.is_stopping and index < len(self.slots) and self.slots[index] is slot:

@@ -20,10 +20,15 @@ from typing import Any
 
 from amqptasks import logs, signals
 from amqptasks.worker.pools.pool import Pool
+from amqptasks.worker.pools.recycling import Recycling
 from amqptasks.worker.pools.slot import Mark, Slot, serve
+from amqptasks.worker.pools.window import SignalWindow
+from amqptasks.worker.request import Request
 
 logger = logging.getLogger(__name__)
 
+#: What interrupts a task at its soft limit, as in Celery.
+SOFT_LIMIT_SIGNAL = signal.SIGUSR1
 #: How often a child looks whether its parent is still there, seconds.
 PARENT_CHECK_S = 1.0
 
@@ -34,12 +39,15 @@ class PreforkPool(Pool):
     Attributes:
         close_in_child: Called in each new child to close the parent's sockets.
         runs_tasks: False for a helper of the worker's own, of which nobody else is told.
+        max_tasks, max_memory_kib: After so many tasks, or with so much memory, a child is replaced; None: never.
     """
 
     can_kill = True
     close_in_child: Callable[[], None] | None = None
     nodename: str | None = None
     runs_tasks = True
+    max_tasks: int | None = None
+    max_memory_kib: int | None = None
     child_name = "ForkPoolWorker"
 
     def start(self) -> None:
@@ -92,12 +100,17 @@ class PreforkPool(Pool):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
             signal.signal(number, _leave_to_parent)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        window = SignalWindow(lambda: mark.begun()[0], mark.interrupted)
+        window.enter()
+        signal.signal(SOFT_LIMIT_SIGNAL, window.on_signal)
+        is_recycled = self.max_tasks is not None or self.max_memory_kib is not None
+        recycling = Recycling(self.max_tasks, self.max_memory_kib) if is_recycled else None
         self._context.current_process().name = name
         threading.Thread(target=_end_with_parent, args=(parent,), name="amqptasks-parent", daemon=True).start()
         if self.runs_tasks:
             signals.worker_process_init.send(self.nodename)
         try:
-            serve(theirs, mark, gate, self._run)
+            serve(theirs, mark, gate, self._run, recycling)
         finally:
             if self.runs_tasks:
                 signals.worker_process_shutdown.send(None, pid=os.getpid(), exitcode=0)
@@ -127,6 +140,24 @@ class PreforkPool(Pool):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(slot.pid, signal.SIGKILL)
             self.reap()
+
+    def interrupt(self, slot: Slot, request: Request, limit_s: float) -> bool:
+        """Send a signal, on which the child raises if the task runs still."""
+        slot.mark.interrupt(request.number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(slot.pid, SOFT_LIMIT_SIGNAL)
+        self._events.on_soft_limit(request, limit_s)
+        return True
+
+    def end(self, slot: Slot, request: Request, limit_s: float) -> bool:
+        """Kill the child, whatever it does. What it has reported until then counts."""
+        if slot.timed_out is None:
+            if not slot.freeze(request):
+                return False
+            slot.timed_out = request, limit_s
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(slot.pid, signal.SIGKILL)
+        return True
 
     def stop(self) -> None:
         """Close the sockets: each child ends after its task."""

@@ -11,6 +11,7 @@ nothing and survives the runner's death, so the parent knows exactly which tasks
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import socket
 import struct
@@ -23,8 +24,11 @@ from typing import Any, Final, Protocol
 from amqptasks.app.coroutines import close_loop
 from amqptasks.broker.loop import Loop
 from amqptasks.wire.pipe import FrameReader, encode_frame
-from amqptasks.worker.outcome import OUTCOME, FollowUp, Outcome
+from amqptasks.worker.outcome import OUTCOME, RETIRED, FollowUp, Outcome
+from amqptasks.worker.pools.recycling import Recycling
 from amqptasks.worker.request import Request
+
+logger = logging.getLogger(__name__)
 
 #: More than this would be mapped and unmapped again by the C library for each read.
 RECEIVE_BYTES: Final = 1 << 16
@@ -37,7 +41,8 @@ _BEGUN = struct.Struct("=Qd")
 _NUMBER = struct.Struct("=Q")
 _WITHDRAWN_AT = _BEGUN.size
 _KEPT_AT = _WITHDRAWN_AT + _NUMBER.size
-_REPORTS_AT = _KEPT_AT + _NUMBER.size
+_INTERRUPTED_AT = _KEPT_AT + _NUMBER.size
+_REPORTS_AT = _INTERRUPTED_AT + _NUMBER.size
 MARK_BYTES: Final = _REPORTS_AT + (1 << 16)
 
 
@@ -75,6 +80,15 @@ class Mark:
         number: int = _NUMBER.unpack_from(self.memory, _WITHDRAWN_AT)[0]
         return number
 
+    def interrupt(self, number: int) -> None:
+        """Ask the runner to interrupt this task, should it still run when the runner looks."""
+        _NUMBER.pack_into(self.memory, _INTERRUPTED_AT, number)
+
+    def interrupted(self) -> int:
+        """Return the number of the task that is to be interrupted; 0 for none."""
+        number: int = _NUMBER.unpack_from(self.memory, _INTERRUPTED_AT)[0]
+        return number
+
     def keep(self, report: bytes) -> bool:
         """Put a report that is held back where it survives the runner. False when it does not fit."""
         size = _NUMBER.unpack_from(self.memory, _KEPT_AT)[0]
@@ -105,6 +119,9 @@ class SlotOwner(Protocol):
     def on_message(self, slot: Slot, request: Request, message: FollowUp) -> None:
         """A running task sends something, such as a state."""
 
+    def on_retired(self, slot: Slot) -> None:
+        """The other end begins nothing any more: what was sent ahead to it is still to be run."""
+
     def on_broken(self, slot: Slot) -> None:
         """The other end is gone."""
 
@@ -114,6 +131,7 @@ class Slot:
 
     Attributes:
         is_shared: Many tasks run in it at once: ``places`` of them. See `pools/asyncio_pool.py`.
+        timed_out: The task because of whose hard limit, in seconds, it is being ended.
     """
 
     is_shared = False
@@ -127,6 +145,7 @@ class Slot:
         #: Tasks sent and not reported, oldest first: at most one of them is running.
         self.assigned: deque[Request] = deque()
         self.is_retiring = False
+        self.timed_out: tuple[Request, float] | None = None
         self._loop = loop
         self._owner = owner
         self._sock = sock
@@ -170,7 +189,7 @@ class Slot:
     def take_back(self) -> list[Request]:
         """Return the tasks that have not begun, and make sure that they never will here. Empty if that cannot be had
         now."""
-        if not self._gate.acquire(True, GATE_WAIT_S):
+        if self.timed_out is not None or not self._gate.acquire(True, GATE_WAIT_S):
             return []
         try:
             begun, _started = self.mark.begun()
@@ -181,6 +200,30 @@ class Slot:
         for _ in taken:
             self.assigned.pop()
         return taken
+
+    def started(self, request: Request) -> float | None:
+        """Return when a task began, on the machine's monotonic clock; None if it has not, or has ended."""
+        begun, started = self.mark.begun()
+        return started if begun == request.number else None
+
+    def interrupt(self, request: Request, error: BaseException) -> bool:
+        """Raise an error in a task that runs, where the kind of slot can. False if it does not run."""
+        return False
+
+    def give_up(self, request: Request) -> bool:
+        """Free the place of a task that runs, where the kind of slot can. False if it has ended meanwhile."""
+        return False
+
+    def freeze(self, request: Request) -> bool:
+        """Let nothing begin here any more, for the other end is to be killed. False if this is not the task that runs,
+        or that cannot be made sure of now."""
+        if not self._gate.acquire(True, GATE_WAIT_S):
+            return False
+        if self.mark.begun()[0] != request.number:
+            self._gate.release()
+            return False
+        self.is_retiring = True
+        return True
 
     def drain(self) -> None:
         """Read what the other end reported before it went, and what it held back: those tasks have ended too."""
@@ -258,6 +301,8 @@ class Slot:
             while assigned and assigned[0].number < number:
                 assigned.popleft()
             if not assigned or assigned[0].number != number:
+                if frame[0] == RETIRED:
+                    self._owner.on_retired(self)
                 continue
             if frame[0] == OUTCOME:
                 self._owner.on_outcome(self, assigned.popleft(), Outcome.from_frame(frame))
@@ -335,12 +380,17 @@ class Reporter:
 
 
 def serve(
-    sock: socket.socket, mark: Mark, gate: Any, run: Callable[[list[Any], Callable[[bytes], None]], Outcome]
+    sock: socket.socket,
+    mark: Mark,
+    gate: Any,
+    run: Callable[[list[Any], Callable[[bytes], None]], Outcome],
+    recycling: Recycling | None = None,
 ) -> None:
     """Run tasks from a socket, one after another, until its other end is closed. The runner's main loop.
 
     Args:
         run: Runs the task of a frame; the second argument sends a frame to the parent at once.
+        recycling: Is asked after each task whether it was the last.
     """
     reader = FrameReader()
     reporter = Reporter(sock, mark)
@@ -362,6 +412,11 @@ def serve(
                 finally:
                     gate.release()
                 report = encode_frame(run(frame, reporter.send).to_frame(number))
+                why = "" if recycling is None else recycling.done()
+                if why:
+                    logger.info("%s: enough, a new process takes its place", why)
+                    reporter.send(report + encode_frame([RETIRED, 0]))
+                    return
                 if position < last:
                     reporter.hold(report)
                 else:
