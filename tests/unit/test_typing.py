@@ -30,6 +30,23 @@ add.delay("x")  # E: arg-type
 add.delay(1, 2, 3)  # E: call-arg
 add.delay()  # E: call-arg
 add.delay(1, z=2)  # E: call-arg
+
+async def program() -> None:
+    assert_type((await add.adelay(1, 2)).id, str)
+    await add.adelay("x")  # E: arg-type
+    await add.adelay()  # E: call-arg
+    await add.aapply_async((1, 2), countdown=3)
+    await (await add.adelay(1))
+    async with app.abulk():
+        await app.asend_task("other", (1,))
+
+@app.task
+async def later(x: int) -> str:
+    return str(x)
+
+later.delay(1)
+later.delay("x")  # E: arg-type
+
 assert_type(add(1, 2), int)
 add("x")  # E: arg-type
 add.apply_async((1, 2), countdown=3)
