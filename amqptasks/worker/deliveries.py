@@ -68,7 +68,8 @@ class Deliveries:
         self._accept = accepted(app.conf.accept_content)
         self.time_limits = TimeLimits(app.conf.task_time_limit, app.conf.task_soft_time_limit)
         self._takes_no_more = False
-        self._is_abandoned = False
+        #: Why what runs is left alone, once it is.
+        self._abandoned: str | None = None
         self._log_received = logger.isEnabledFor(logging.INFO)
         conf = app.conf
         rates = () if conf.worker_disable_rate_limits else rates_of(app.tasks.values(), conf.task_default_rate_limit)
@@ -279,7 +280,7 @@ class Deliveries:
 
     def on_hard_limit(self, request: Request, limit_s: float) -> None:
         """Settle a task that was ended because of its hard limit."""
-        if self._is_abandoned:
+        if self._abandoned is not None and request.is_late:
             return
         request.is_done = True
         self._dispatcher.finished(limit_s)
@@ -297,8 +298,10 @@ class Deliveries:
 
     def on_lost(self, request: Request, begun: bool, how: str) -> None:
         """Put right that the place where a task was has died."""
-        if self._is_abandoned:
-            return
+        if self._abandoned is not None:
+            if not begun or request.is_late or request.is_done:
+                return
+            how = self._abandoned
         if not begun:
             request.number = 0
             if self._takes_no_more and not request.is_acked:
@@ -412,9 +415,11 @@ class Deliveries:
             self._ledger.forget(request)
             request.give_back()
 
-    def abandon(self) -> None:
-        """Leave everything to the broker, which takes back what is not acked once the connection is closed."""
-        self._takes_no_more = self._is_abandoned = True
+    def abandon(self, why: str) -> None:
+        """Leave what is to be acked late to the broker, which takes back what is not acked once the connection is
+        closed. What was acked early is lost with its process: it remains to tell so."""
+        self._takes_no_more = True
+        self._abandoned = why
 
     def take_no_more(self) -> None:
         """Put every task that has not begun back into its queue, and whatever still comes in too."""

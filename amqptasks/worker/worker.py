@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from amqptasks import signals
 from amqptasks.app.app import App
@@ -24,7 +22,6 @@ from amqptasks.broker.link import Backoff, Connection, Link
 from amqptasks.broker.loop import Loop
 from amqptasks.broker.revocations import RevocationReader
 from amqptasks.broker.topology import caution
-from amqptasks.clock import monotonic
 from amqptasks.entities import Broadcast, Queue, worker_direct
 from amqptasks.exceptions import ImproperlyConfigured, TopologyConflict
 from amqptasks.logs import parse_level, setup_worker_logging
@@ -35,6 +32,7 @@ from amqptasks.worker.executor import Executor
 from amqptasks.worker.pools.guard import Guard
 from amqptasks.worker.pools.pool import Pool, PoolEvents, Run
 from amqptasks.worker.settlement import Settlement
+from amqptasks.worker.stopping import Parts, Stopping
 from amqptasks.worker.storer import Storer
 
 logger = logging.getLogger("amqptasks.worker")
@@ -47,17 +45,11 @@ MAX_HELD = 64
 ACK_DELAY_S = 0.005
 #: How long a worker that has connected waits to learn what was revoked, seconds.
 REPLAY_S = 5.0
-EXIT_OK = 0
-EXIT_FAILURE = 1
 POOLS = ("asyncio", "prefork", "solo", "threads")
 #: How many tasks the asyncio pool runs at once, where it is not said.
 ASYNCIO_PLACES = 100
 #: The largest prefetch count that AMQP can carry.
 MAX_PREFETCH = 65_535
-#: How long a stopping worker waits for its last acks and good-byes, seconds.
-FAREWELL_S = 1.0
-#: How often a stopping worker looks whether it is done, seconds.
-LOOK_S = 0.02
 
 
 class Worker:
@@ -104,10 +96,6 @@ class Worker:
         self._settlement_limit: int = conf.worker_settlement_limit
         self._queue_names = None if queues is None else list(queues)
         self._quiet = quiet
-        self._exit_code = EXIT_OK
-        self._stopping = False
-        self._cold = False
-        self._deadline: float | None = None
         self._ready = False
 
     # -- running
@@ -124,7 +112,7 @@ class Worker:
         if not self._quiet:
             sys.__stdout__ and print(self._banner(), file=sys.__stdout__, flush=True)
         signals.worker_init.send(self)
-        self._install_signals()
+        self._stopping.install_signals()
         # Children are forked before any connection exists: there is nothing of the broker's for them to inherit.
         self.pool.start()
         self._consume_link.start()
@@ -133,11 +121,11 @@ class Worker:
         try:
             self.loop.run()
         finally:
-            self._restore_signals()
+            self._stopping.restore_signals()
             self.pool.kill()
             self._storer.kill()
         signals.worker_shutdown.send(self)
-        return self._exit_code
+        return self._stopping.exit_code
 
     def _make_parts(self) -> None:
         app, conf = self.app, self.app.conf
@@ -173,6 +161,13 @@ class Worker:
         self._consumers = [self._consumer(queue) for queue in self.queues]
         self._consume_declarer: Declarer | None = None
         self._publish_declarer: Declarer | None = None
+        self._stopping = Stopping(
+            Parts(
+                loop, self.hostname, conf, self.pool, self._storer, self._dispatcher, self._deliveries,
+                self._settlement, self._confirms, self._consumers, (self._consume_link, self._publish_link),
+                self._revocations.stop,
+            )
+        )  # fmt: skip
 
     def _link(
         self, purpose: str, on_up: Callable[[Connection], None], on_down: Callable[[str], None], backoff: Backoff,
@@ -185,8 +180,7 @@ class Worker:
             failures += 1
             if self._gives_up(failures):
                 logger.critical("%s: cannot connect to %s: %s. Giving up, as the settings say.", purpose, label, error)
-                self._exit_code = EXIT_FAILURE
-                self._stop_cold("no connection to the broker")
+                self._stopping.cold("no connection to the broker")
                 return
             logger.error("%s: cannot connect to %s: %s. Trying again in %.2f seconds...", purpose, label, error, wait_s)
 
@@ -297,7 +291,7 @@ class Worker:
 
     def _consume_queues(self) -> None:
         connection, declarer = self._consume_link.connection, self._consume_declarer
-        if connection is not None and declarer is not None and not self._stopping:
+        if connection is not None and declarer is not None and not self._stopping.has_begun:
             for consumer in self._consumers:
                 consumer.up(connection, declarer, self._consume_link.version)
 
@@ -316,13 +310,11 @@ class Worker:
         logger.critical("%s", conflict)
         if not self._ready:
             # Wrong from the start: nothing mends itself here.
-            self._exit_code = EXIT_FAILURE
-            self._stop_cold("a queue cannot be declared")
+            self._stopping.cold("a queue cannot be declared")
 
     def _on_misconfigured(self, why: str) -> None:
         logger.critical("%s", why)
-        self._exit_code = EXIT_FAILURE
-        self._stop_cold("results cannot be stored")
+        self._stopping.cold("results cannot be stored")
 
     def _on_consuming(self, _consumer: QueueConsumer) -> None:
         if not self._ready and all(each.is_consuming for each in self._consumers):
@@ -341,7 +333,7 @@ class Worker:
 
     def _on_pace(self, is_short: bool) -> None:
         """Prefetch more while tasks are so short that acks and deliveries take longer than they do."""
-        if self.short_prefetch == self.prefetch or self._stopping:
+        if self.short_prefetch == self.prefetch or self._stopping.has_begun:
             return
         for queue, consumer in zip(self.queues, self._consumers, strict=True):
             # A new consumer would go to the end of the line where only the first is active, and a queue that ends with
@@ -366,93 +358,6 @@ class Worker:
             ValueError: A limit is no number above 0, or the soft one is above the hard one.
         """
         self._deliveries.set_time_limits(name, hard, soft)
-
-    # -- stopping
-
-    def _install_signals(self) -> None:
-        def ask(number: int, _frame: Any) -> None:
-            self.loop.call_threadsafe(lambda: self._on_signal(number))
-
-        def child(_number: int, _frame: Any) -> None:
-            self.loop.call_threadsafe(self._reap)
-
-        self._old_signals: dict[int, Any] = {}
-        for number, handler in (
-            (signal.SIGTERM, ask), (signal.SIGINT, ask), (signal.SIGQUIT, ask), (signal.SIGCHLD, child),
-        ):  # fmt: skip
-            self._old_signals[number] = signal.signal(number, handler)
-
-    def _restore_signals(self) -> None:
-        for number, handler in self._old_signals.items():
-            signal.signal(number, handler)
-
-    def _reap(self) -> None:
-        reap = getattr(self.pool, "reap", None)
-        if reap is not None:
-            reap()
-        self._storer.reap()
-
-    def _on_signal(self, number: int) -> None:
-        name = signal.Signals(number).name
-        if self._stopping or number == signal.SIGQUIT:
-            self._stop_cold(name)
-        else:
-            self._stop_warm(name)
-
-    def _stop_warm(self, why: str) -> None:
-        self._stopping = True
-        logger.warning("%s: warm shutdown, waiting for %d running tasks", why, self._dispatcher.running)
-        print(f"\nworker: Warm shutdown ({self.hostname})", file=sys.__stdout__, flush=True)
-        signals.worker_shutting_down.send(self.hostname, sig=why, how="Warm", exitcode=EXIT_OK)
-        timeout_s = self.app.conf.worker_shutdown_timeout
-        self._deadline = None if timeout_s is None else monotonic() + timeout_s
-        self._revocations.stop()
-        for consumer in self._consumers:
-            consumer.stop_consuming()
-        self._deliveries.take_no_more()
-        self._wait_for_end()
-
-    def _wait_for_end(self) -> None:
-        if self._cold:
-            return
-        if not self._dispatcher.running and not self._settlement.unsettled and not self._confirms.waiting:
-            self._farewell()
-        elif self._deadline is not None and monotonic() > self._deadline:
-            self._stop_cold("worker_shutdown_timeout")
-        else:
-            self.loop.call_later(LOOK_S, self._wait_for_end)
-
-    def _stop_cold(self, why: str) -> None:
-        if self._cold:
-            return
-        self._stopping = self._cold = True
-        self._exit_code = EXIT_FAILURE
-        logger.warning("%s: cold shutdown, %d running tasks are abandoned", why, self._dispatcher.running)
-        print(f"\nworker: Cold shutdown ({self.hostname})", file=sys.__stdout__, flush=True)
-        signals.worker_shutting_down.send(self.hostname, sig=why, how="Cold", exitcode=EXIT_FAILURE)
-        self._deliveries.abandon()
-        self.pool.kill()
-        self._storer.kill()
-        self._farewell()
-
-    def _farewell(self) -> None:
-        """Close what is open; the broker takes back what was not acked."""
-        self._cold = True
-        for consumer in self._consumers:
-            consumer.flush()
-        self.pool.stop()
-        self._storer.stop()
-        self._consume_link.stop()
-        self._publish_link.stop()
-        self._last_look(monotonic() + FAREWELL_S)
-
-    def _last_look(self, deadline: float) -> None:
-        links_open = self._consume_link.is_up or self._publish_link.is_up
-        children_left = (self.pool.can_kill and not self.pool.is_stopped) or not self._storer.is_stopped
-        if (links_open or children_left) and monotonic() < deadline:
-            self.loop.call_later(LOOK_S, lambda: self._last_look(deadline))
-        else:
-            self.loop.stop()
 
 
 def node_name(given: str | None) -> str:
