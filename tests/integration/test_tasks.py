@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from amqptasks.app.app import App
-from amqptasks.exceptions import EncodeError, ImproperlyConfigured, NotRegistered, TaskRevokedError
+from amqptasks.exceptions import EncodeError, NotRegistered, TaskRevokedError
 from tests.running import Workshop
 
 SOURCE = """
@@ -367,8 +367,3 @@ def test_an_expired_task_does_not_run_and_says_so(shop: Workshop) -> None:
         assert result.state == "REVOKED"
         assert not result.failed() and result.ready()
     assert not {"tick expired", "stale ran"} & set(shop.ledger())
-
-
-def test_a_delayed_call_to_an_exchange_without_a_queue_is_refused(shop: Workshop) -> None:
-    with pytest.raises(ImproperlyConfigured, match="a delayed task needs a queue"):
-        shop.tasks.tick.apply_async(("nowhere",), countdown=1, exchange="somewhere")
