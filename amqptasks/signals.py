@@ -1,21 +1,29 @@
 """Signals: functions of yours that are told what happens. They may look; they cannot stop or change it.
 
 A receiver gets ``sender``, ``signal`` and the signal's own keyword arguments, and must take ``**kwargs``. What it
-raises is
-logged. The names and arguments are Celery's.
+raises is logged. The names and arguments are Celery's.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import itertools
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+
+from amqptasks.exceptions import ImproperlyConfigured
 
 logger = logging.getLogger(__name__)
 
 Receiver = Callable[..., Any]
+
+#: Pauses before a receiver with ``retry`` is called again, seconds: the first, by what each grows, the longest.
+RETRY_PAUSES_S: Final = (2, 2, 30)
 
 
 def _sender_key(sender: Any) -> Any:
@@ -26,6 +34,29 @@ def _sender_key(sender: Any) -> Any:
     if isinstance(name, str) and hasattr(sender, "apply_async"):
         return name
     return id(sender)
+
+
+class _Unknown:
+    """A sender that cannot be named yet: a shared task, before there is an app."""
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, _Unknown):
+            return self._sender is other._sender
+        key = _named_sender(self._sender)
+        return not isinstance(key, _Unknown) and bool(key == other)
+
+    # Keys are compared, never looked up.
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _named_sender(sender: Any) -> Any:
+    try:
+        return _sender_key(sender)
+    except ImproperlyConfigured:
+        return _Unknown(sender)
 
 
 class Signal:
@@ -47,7 +78,7 @@ class Signal:
 
     def connect(
         self,
-        receiver: Receiver | None = None,
+        receiver: Receiver | str | None = None,
         sender: Any = None,
         weak: bool = True,
         dispatch_uid: Any = None,
@@ -56,17 +87,25 @@ class Signal:
         """Call ``receiver`` at each event; usable as a decorator, with or without arguments.
 
         Args:
-            sender: Only for events of this sender, a task or its name.
+            sender: Only for events of this sender, a task or its name. It need not be registered yet.
             weak: Hold the receiver weakly; lambdas and closures need False.
             dispatch_uid: Connecting again under the same value replaces nothing and adds nothing.
-            retry: Kept for compatibility; a receiver is called once.
+            retry: Call the receiver again, after growing pauses, until it does not raise. Whoever sends waits for that,
+                so it is not for signals of the worker itself. It is held strongly.
+
+        Raises:
+            TypeError: It cannot be called.
+            ValueError: It does not take ``**kwargs``, and would fail at each event.
         """
-        del retry
-        if receiver is None:
-            return lambda function: self.connect(function, sender=sender, weak=weak, dispatch_uid=dispatch_uid)
+        if receiver is None or isinstance(receiver, str):
+            # As in Celery, a text in this place is the sender.
+            named = sender if receiver is None else receiver
+            return lambda function: self.connect(function, named, weak, dispatch_uid, retry)
+        if not _takes_keywords(receiver):
+            raise ValueError(f"expected the receiver {receiver!r} of {self.name} to take **kwargs")
         key = dispatch_uid if dispatch_uid is not None else _receiver_key(receiver)
-        sender_key = _sender_key(sender)
-        reference = _reference(receiver, weak)
+        sender_key = _named_sender(sender)
+        reference = _reference(_until_it_works(receiver), False) if retry else _reference(receiver, weak)
         with self._lock:
             live = tuple(each for each in self._receivers if each[2]() is not None)
             if not any(each[0] == key and each[1] == sender_key for each in live):
@@ -80,7 +119,7 @@ class Signal:
         """Stop calling a receiver; True if it was connected."""
         del weak
         key = dispatch_uid if dispatch_uid is not None else _receiver_key(receiver)
-        sender_key = _sender_key(sender)
+        sender_key = _named_sender(sender)
         with self._lock:
             kept = tuple(each for each in self._receivers if not (each[0] == key and each[1] == sender_key))
             found = len(kept) != len(self._receivers)
@@ -107,7 +146,7 @@ class Signal:
     send_robust = send
 
     def _live(self, sender: Any) -> list[Receiver]:
-        key = _sender_key(sender)
+        key = _named_sender(sender)
         found = []
         for _key, sender_key, reference in self._receivers:
             if sender_key is None or sender_key == key:
@@ -120,6 +159,34 @@ class Signal:
 def _receiver_key(receiver: Any) -> Any:
     owner = getattr(receiver, "__self__", None)
     return (id(owner), id(receiver.__func__)) if owner is not None and hasattr(receiver, "__func__") else id(receiver)
+
+
+def _takes_keywords(receiver: Any) -> bool:
+    if not callable(receiver):
+        raise TypeError(f"expected a function to call at each event, got: {receiver!r:.80}")
+    try:
+        parameters = inspect.signature(receiver).parameters.values()
+    except (TypeError, ValueError):
+        # It does not tell what it takes, as some that are written in C.
+        return True
+    return any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+
+
+def _until_it_works(receiver: Receiver) -> Receiver:
+    first, step, most = RETRY_PAUSES_S
+
+    @functools.wraps(receiver)
+    def call(**named: Any) -> Any:
+        for pause in itertools.count(first, step):
+            try:
+                return receiver(**named)
+            except Exception as error:
+                pause_s = min(pause, most)
+                logger.error("Signal handler %r raised %r; calling it again in %d s", receiver, error, pause_s)
+                time.sleep(pause_s)
+        raise AssertionError("counting has no end")
+
+    return call
 
 
 def _reference(receiver: Receiver, weak: bool) -> Callable[[], Receiver | None]:
@@ -142,6 +209,9 @@ task_prerun = _signal("task_prerun", "task_id", "task", "args", "kwargs")
 task_postrun = _signal("task_postrun", "task_id", "task", "args", "kwargs", "retval", "state")
 task_success = _signal("task_success", "result", "runtime")
 task_failure = _signal("task_failure", "task_id", "exception", "args", "kwargs", "traceback", "einfo")
+task_internal_error = _signal(
+    "task_internal_error", "task_id", "args", "kwargs", "request", "exception", "traceback", "einfo"
+)
 task_retry = _signal("task_retry", "request", "reason", "einfo")
 task_received = _signal("task_received", "request")
 task_revoked = _signal("task_revoked", "request", "terminated", "signum", "expired")
@@ -152,6 +222,7 @@ celeryd_after_setup = _signal("celeryd_after_setup", "instance", "conf")
 import_modules = _signal("import_modules")
 worker_init = _signal("worker_init")
 worker_ready = _signal("worker_ready")
+worker_before_create_process = _signal("worker_before_create_process")
 worker_process_init = _signal("worker_process_init")
 worker_process_shutdown = _signal("worker_process_shutdown", "pid", "exitcode")
 worker_shutting_down = _signal("worker_shutting_down", "sig", "how", "exitcode")

@@ -257,6 +257,10 @@ class TaskHome:
             ImproperlyConfigured: One of them is not there.
         """
         self.prepare()
+        for _receiver, answer in signals.import_modules.send(self):
+            if isinstance(answer, Exception):
+                # Whoever imports tasks there must not start without them.
+                raise answer
         for module in (*self.include, *(self.conf.imports or ()), *(self.conf.include or ())):
             try:
                 importlib.import_module(module)
@@ -268,7 +272,6 @@ class TaskHome:
                 raise
         for packages, related_name in self._discoveries:
             task_modules(packages, related_name)
-        signals.import_modules.send(self)
         self.finalize()
 
 

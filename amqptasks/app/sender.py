@@ -188,8 +188,9 @@ class Sender:
                 backend.unexpect(task_id)
             raise
         if signals.after_task_publish:
+            body = (args, kwargs, embedded(options) if options else EMPTY_EMBED)
             signals.after_task_publish.send(
-                name, body=message.body, headers=message.headers, exchange=exchange, routing_key=routing_key
+                name, body=body, headers=message.headers, exchange=exchange, routing_key=routing_key
             )
         result = AsyncResult(task_id, backend=backend, task_name=name, app=app)
         result.ignored = not is_awaited
@@ -306,7 +307,7 @@ class Sender:
             signals.before_task_publish.send(
                 name, body=(args, kwargs, embed), exchange=exchange, routing_key=routing_key, headers=headers,
                 properties={"correlation_id": task_id, "reply_to": reply_to}, declare=list(plan.route.queues),
-                retry_policy=None,
+                retry_policy={**self._app.conf.task_publish_retry_policy, **(options.get("retry_policy") or {})},
             )  # fmt: skip
         if serializer == SIGNED_NAME:
             embed = bound(embed, headers, reply_to, options.get("correlation_id") or task_id, plan.route.place)

@@ -12,6 +12,7 @@ import logging
 from amqptasks import signals
 from amqptasks.app.app import App
 from amqptasks.app.context import Context
+from amqptasks.app.handlers import ExceptionInfo
 from amqptasks.broker.consumer import Delivery
 from amqptasks.broker.delays import UNIT_MS
 from amqptasks.broker.loop import Loop
@@ -27,6 +28,7 @@ from amqptasks.exceptions import (
 )
 from amqptasks.logs import TASK_LOGGER
 from amqptasks.states import FAILURE, REVOKED
+from amqptasks.wire.binding import SIGNED_TYPE
 from amqptasks.wire.message import encode
 from amqptasks.wire.reprs import printable, shown_name
 from amqptasks.wire.revocation import Revocation
@@ -58,6 +60,8 @@ class Deliveries:
         self._conf = app.conf
         self._loop = loop
         self._hostname = hostname
+        #: What receivers of signals ask of their sender.
+        self.app, self.hostname = app, hostname
         self._dispatcher = dispatcher
         dispatcher.on_expired = self._expire
         self._settlement = settlement
@@ -216,7 +220,9 @@ class Deliveries:
         request.is_done = True
         self._dispatcher.finished(outcome.runtime_s)
         if outcome.kind == UNREADABLE:
-            self._bury(request, dead_letters.UNREADABLE, InvalidTaskError(outcome.reason), outcome.follow_ups)
+            error = InvalidTaskError(outcome.reason)
+            self._tell_unreadable(request, error)
+            self._bury(request, dead_letters.UNREADABLE, error, outcome.follow_ups)
         elif outcome.kind == REJECTED:
             # What follows: a next attempt that it has asked for before, by retry(throw=False).
             self._settlement.settle(request, outcome.follow_ups, lambda: self._rejected(request, outcome))
@@ -365,13 +371,15 @@ class Deliveries:
         if not request.id:
             return ()
         if request.task is not None:
-            self._add_body(context, request)
+            if not self._add_body(context, request) and request.delivery.properties.content_type == SIGNED_TYPE:
+                # It was not signed by anybody trusted, or not for this: an answer would be in our name.
+                return ()
             if isinstance(error, TimeLimitExceeded):
                 tell_timeout(request.task, context, error)
             elif isinstance(error, WorkerLostError) and signals.task_failure:
                 signals.task_failure.send(
                     request.task, task_id=request.id, exception=error, args=context.args, kwargs=context.kwargs,
-                    traceback=None, einfo=str(error),
+                    traceback=None, einfo=ExceptionInfo(error, str(error)),
                 )  # fmt: skip
         store = wants_result(self._app, request.task, context, state)
         try:
@@ -380,7 +388,8 @@ class Deliveries:
             logger.error("The failure of task %s cannot be told: %s", printable(request.id, 64), trouble)
             return ()
 
-    def _add_body(self, context: Context, request: Request) -> None:
+    def _add_body(self, context: Context, request: Request) -> bool:
+        """Complete a request by its body; False if that cannot be read."""
         delivery = request.delivery
         properties = delivery.properties
         try:
@@ -390,11 +399,12 @@ class Deliveries:
             )  # fmt: skip
         except (ContentError, InvalidTaskError):
             # Then it names no errbacks either; the caller is told all the same.
-            return
+            return False
         context.update(
             args=body.args, kwargs=body.kwargs, callbacks=body.callbacks, errbacks=body.errbacks, chain=body.chain,
             chord=body.chord,
         )  # fmt: skip
+        return True
 
     def drop_stale(self) -> None:
         """Forget what has not begun and whose channel is gone: the broker delivers it again."""

@@ -127,6 +127,12 @@ class Executor:
             return self._unstored(request, error)
         # Not the task's fault: a handler or this package.
         logger.error("Task %s[%s] raised an internal error", request.task, request.id, exc_info=error)
+        if signals.task_internal_error:
+            signals.task_internal_error.send(
+                self.app.tasks.get(request.task or ""), task_id=request.id, args=request.args, kwargs=request.kwargs,
+                request=request, exception=error, traceback=error.__traceback__,
+                einfo=ExceptionInfo(error, format_traceback(error), internal=True),
+            )  # fmt: skip
         try:
             return self._failed(None, request, error, 0.0)
         except AmqptasksError as trouble:

@@ -80,6 +80,12 @@ class Worker:
         self.hostname = node_name(hostname)
         self.loglevel = parse_level(loglevel)
         self.logfile = logfile
+        # Before anything is taken from the settings: receivers may change them, by the worker's name.
+        options = {
+            "hostname": self.hostname, "queues": queues, "concurrency": concurrency, "pool": pool,
+            "loglevel": self.loglevel, "logfile": logfile, "prefetch_multiplier": prefetch_multiplier,
+        }  # fmt: skip
+        signals.celeryd_init.send(self.hostname, instance=self, conf=conf, options=options)
         self.pool_name = pool or conf.worker_pool
         if self.pool_name not in POOLS:
             raise ImproperlyConfigured(f"expected the pool to be one of {', '.join(POOLS)}, got: {self.pool_name!r}")
@@ -102,7 +108,6 @@ class Worker:
 
     def run(self) -> int:
         """Work until told to stop; returns the exit code: 0 after a warm stop, 1 after a cold one or a failed start."""
-        signals.celeryd_init.send(self.hostname, instance=self, conf=self.app.conf, options={})
         # First: Django sets up logging of its own.
         self.app.prepare()
         setup_worker_logging(self.app.conf, self.loglevel, self.logfile, self.hostname)
@@ -113,6 +118,9 @@ class Worker:
             sys.__stdout__ and print(self._banner(), file=sys.__stdout__, flush=True)
         signals.worker_init.send(self)
         self._stopping.install_signals()
+        if self.pool_name == "solo":
+            # As in Celery: where tasks run in this process, and in one place, it is their process.
+            signals.worker_process_init.send(self.hostname)
         # Children are forked before any connection exists: there is nothing of the broker's for them to inherit.
         self.pool.start()
         self._consume_link.start()

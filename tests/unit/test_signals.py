@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from typing import Any
 
 import pytest
 
-from amqptasks import signals
+from amqptasks import shared_task, signals
+from amqptasks.app import current
 from amqptasks.app.app import App
 from amqptasks.signals import Signal
 
@@ -172,6 +174,92 @@ def test_threads_may_connect_while_others_send(signal: Signal) -> None:
         thread.join()
     assert len(steady.heard) == 500
     assert len(signal.send(None)) == 1
+
+
+def test_a_sender_may_be_named_before_it_is_there(signal: Signal, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given receivers of tasks that nobody has defined yet: by name, and of a shared task while there is no app
+    monkeypatch.setattr(current, "_current", None)
+    monkeypatch.setattr(current, "_makers", list(current._makers))
+    by_name, by_shared = Listener(), Listener()
+
+    @shared_task(name="proj.later")
+    def later() -> None: ...
+
+    signal.connect(by_name.hear, sender="proj.later")
+    for _ in range(2):
+        signal.connect(by_shared.hear, sender=later)
+    signal.send("proj.other")
+    # When the app comes, and has the task
+    app = App("proj")
+    app.finalize()
+    signal.send(app.tasks["proj.later"], value=1)
+    signal.send("proj.later", value=2)
+    # Then both are told, once each time, and can be disconnected by the same words
+    assert [value for _sender, value in by_name.heard] == [value for _sender, value in by_shared.heard] == [1, 2]
+    assert signal.disconnect(by_shared.hear, sender=later)
+    assert not signal.has_listeners("proj.other") and signal.disconnect(by_name.hear, sender="proj.later")
+    assert not signal
+
+
+def test_the_sender_may_stand_in_the_place_of_the_receiver(signal: Signal) -> None:
+    # As in Celery: @signal.connect("proj.add")
+    heard = []
+
+    @signal.connect("proj.add", weak=False)  # type: ignore[untyped-decorator]
+    def hear(**named: Any) -> None:
+        heard.append(named["sender"])
+
+    signal.send("proj.add")
+    signal.send("proj.mul")
+    assert heard == ["proj.add"]
+
+
+def test_what_could_not_be_told_is_refused_at_once(signal: Signal) -> None:
+    with pytest.raises(ValueError, match=r"expected the receiver .*to take \*\*kwargs"):
+        signal.connect(lambda sender: None)
+    with pytest.raises(TypeError, match="expected a function to call at each event, got: 7"):
+        signal.connect(7)  # type: ignore[arg-type]
+    assert not signal
+
+
+def test_a_receiver_is_called_until_it_works_if_that_is_wanted(
+    signal: Signal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a receiver with retry=True that fails at first, and that nobody else holds
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    tries: list[int] = []
+
+    def connect() -> Any:
+        def flaky(value: int = 0, **_named: Any) -> str:
+            tries.append(value)
+            if len(tries) <= 20:
+                raise ConnectionError("not yet")
+            return "at last"
+
+        signal.connect(flaky, retry=True)
+        signal.connect(flaky, retry=True)
+        return flaky
+
+    receiver = connect()
+    # When something is sent / Then it is called with growing pauses, up to half a minute, until it does not raise
+    assert [answer for _receiver, answer in signal.send(None, value=7)] == ["at last"]
+    assert tries == [7] * 21
+    assert pauses[:3] == [2, 4, 6] and max(pauses) == pauses[-1] == 30
+    assert "not yet" in caplog.text and "again in 2 s" in caplog.text
+    # And it is disconnected as it was connected
+    assert signal.disconnect(receiver)
+    assert not signal
+
+
+def test_methods_and_functions_that_are_gone_leave_nothing_behind(signal: Signal) -> None:
+    # Given many receivers that come and go / When one more is connected / Then the others are forgotten
+    for _ in range(100):
+        signal.connect(Listener().hear)
+    gc.collect()
+    kept = Listener()
+    signal.connect(kept.hear)
+    assert len(signal._receivers) == 1
 
 
 def test_the_signals_are_celerys() -> None:

@@ -63,6 +63,8 @@ class PreforkPool(Pool):
 
     def spawn(self, index: int) -> Slot:
         """Fork a child."""
+        if self.runs_tasks:
+            signals.worker_before_create_process.send(self)
         ours, theirs = socket.socketpair()
         mark, gate = Mark(), self._context.Lock()
         name = f"{self.child_name}-{index + 1}"
