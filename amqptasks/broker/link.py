@@ -38,14 +38,23 @@ CLOSE_LOOK_S = 0.002
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait before the n-th attempt to connect: doubling, bounded, jittered so that a fleet spreads out."""
+    """How long to wait before the n-th attempt to connect: doubling, bounded, jittered so that a fleet spreads out.
+
+    Most outages are restarts, and are over within a minute: for that long the waits stay below a second.
+    """
 
     base_s: float = 0.1
     max_s: float = 10.0
+    quick_max_s: float = 0.7
+    quick_failures: int = 80
 
     def delay_s(self, failures: int, rand: Callable[[], float] = random.random) -> float:
         """Return the wait after this many failures in a row: the nominal time, half less to half more."""
-        nominal = min(self.max_s, self.base_s * 2.0 ** min(failures, 30))
+        if failures < self.quick_failures:
+            most_s, doublings = min(self.max_s, self.quick_max_s), failures
+        else:
+            most_s, doublings = self.max_s, failures - self.quick_failures + 3
+        nominal = min(most_s, self.base_s * 2.0 ** min(doublings, 30))
         return min(self.max_s, nominal * (0.5 + rand()))
 
 
