@@ -293,6 +293,17 @@ def test_tables_can_have_other_names_and_schemas(postgres_url: str, backend: Any
     ask(postgres_url, f"DROP SCHEMA {name} CASCADE")
 
 
+def test_tables_are_made_beforehand_unless_that_is_left_to_the_first_result(tmp_path: Path, backend: Any) -> None:
+    # Given what a worker does when it starts / When it is done / Then the tables are there, or not before a result is
+    url = f"sqlite:///{tmp_path}/results.db"
+    tables = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name LIKE 'celery%'"
+    late = backend(database_create_tables_at_setup=False)
+    late.prepare()
+    assert ask(url, tables) == [(0,)]
+    backend(database_create_tables_at_setup=True).prepare()
+    assert ask(url, tables) == [(2,)]
+
+
 def test_new_engines_are_shown_to_a_callback(backend: Any) -> None:
     for callback in (on_engine, f"{__name__}:on_engine"):
         sys.modules.setdefault(__name__, sys.modules[on_engine.__module__])

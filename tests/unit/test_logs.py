@@ -220,6 +220,12 @@ def test_what_is_printed_becomes_log_lines() -> None:
     ]  # fmt: skip
 
 
+def test_what_is_printed_stays_where_it_is_if_it_is_to() -> None:
+    before = sys.stdout, sys.stderr
+    setup(worker_redirect_stdouts=False)
+    assert (sys.stdout, sys.stderr) == before
+
+
 def test_what_is_printed_gets_the_level_that_is_asked_for() -> None:
     stream = setup(worker_log_format="%(levelname)s %(message)s")
     redirect_stdouts("info")

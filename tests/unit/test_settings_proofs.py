@@ -126,8 +126,8 @@ PROOFS = {
     "database_short_lived_sessions": f"{_DATABASE}test_connections_are_kept_unless_they_are_to_be_short_lived",
     "database_table_schemas": f"{_DATABASE}test_tables_can_have_other_names_and_schemas",
     "database_table_names": f"{_DATABASE}test_tables_can_have_other_names_and_schemas",
-    "database_create_tables_at_setup": "integration/test_stored_results.py::"
-    "test_the_tables_are_made_when_the_worker_starts_unless_that_is_left_to_the_first_result",
+    "database_create_tables_at_setup": f"{_DATABASE}"
+    "test_tables_are_made_beforehand_unless_that_is_left_to_the_first_result",
     # Worker: concurrency, pool and prefetch are set by their options
     "worker_concurrency": "integration/test_worker.py::test_as_many_tasks_run_at_once_as_there_are_slots",
     "worker_pool": "integration/test_worker.py::test_every_pool_runs_tasks_where_it_says",
@@ -145,7 +145,7 @@ PROOFS = {
     "worker_task_log_format": f"{_LOGS}test_the_formats_are_settings",
     "worker_log_datefmt": f"{_LOGS}test_dates_are_written_as_the_settings_say",
     "worker_task_log_datefmt": f"{_LOGS}test_dates_are_written_as_the_settings_say",
-    "worker_redirect_stdouts": f"{_LOGS}test_what_is_printed_becomes_log_lines",
+    "worker_redirect_stdouts": f"{_LOGS}test_what_is_printed_stays_where_it_is_if_it_is_to",
     "worker_redirect_stdouts_level": f"{_LOGS}test_what_is_printed_is_logged_at_the_level_that_is_set",
     # Security
     "security_key": f"{_SIGNED}test_what_somebody_trusted_signed_is_read",
