@@ -58,6 +58,7 @@ def test_code_may_set_one_or_many(conf: Conf) -> None:
     assert list(conf.changed()) == [
         "timezone", "task_serializer", "task_acks_late", "task_ignore_result", "worker_concurrency"
     ]  # fmt: skip
+    assert conf.without_defaults() == conf.changed() == conf.table()
 
 
 def test_an_update_with_one_mistake_changes_nothing(conf: Conf) -> None:
