@@ -270,8 +270,9 @@ class Worker:
     def _banner(self) -> str:
         conf = self.app.conf
         tasks = list(self.app.tasks) if self.loglevel <= logging.INFO else None
+        brokers = dict.fromkeys((self._consume_link.label, self._publish_link.label))
         return banner(
-            hostname=self.hostname, app=repr(self.app), brokers=self._consume_link.label,
+            hostname=self.hostname, app=repr(self.app), brokers=", publishing to ".join(brokers),
             results=self.app.backend.as_uri(), queues=self.queues, tasks=tasks,
             concurrency=f"{self.concurrency} ({self.pool.describe()}), prefetch {self.prefetch or 'unlimited'}"
             f"{', late acks' if conf.task_acks_late else ''}",
