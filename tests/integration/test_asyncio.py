@@ -13,7 +13,14 @@ import pytest
 
 from amqptasks import group
 from amqptasks.app.app import App
-from amqptasks.exceptions import BulkError, NotSent, OperationalError, ResultUnreachable
+from amqptasks.exceptions import (
+    BulkError,
+    NotSent,
+    OperationalError,
+    ResultUnreachable,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+)
 from amqptasks.exceptions import TimeoutError as ResultTimeout
 from amqptasks.results.awaiting import Signal
 from amqptasks.results.rpc import RpcBackend
@@ -23,7 +30,7 @@ from tests.support import eventually
 SOURCE = """
     import asyncio
     from amqptasks.app import context
-    from amqptasks.exceptions import Ignore, Reject
+    from amqptasks.exceptions import Ignore, Reject, SoftTimeLimitExceeded
     from amqptasks.utils.log import get_task_logger
 
     logger = get_task_logger(__name__)
@@ -116,10 +123,24 @@ SOURCE = """
         kept = loop
         return before is None or before is loop
 
-    @app.task
-    async def calls(x):
-        result = await plain.adelay(x)
-        return result.id
+    @app.task(soft_time_limit=0.3, time_limit=20)
+    async def is_told():
+        try:
+            await asyncio.wait_for(asyncio.sleep(20), 30)
+        except SoftTimeLimitExceeded:
+            return "told"
+
+    @app.task(time_limit=0.3)
+    async def is_ended():
+        try:
+            await asyncio.sleep(20)
+        finally:
+            note("is_ended ended")
+
+    @app.task(soft_time_limit=0.3)
+    def plain_is_told():
+        while True:
+            threading.Event().wait(0.01)
 """
 
 PLAIN_POOLS = {"prefork": ("-P", "prefork", "-c", "1"), "threads": ("-P", "threads", "-c", "2"), "solo": ("-P", "solo")}
@@ -241,6 +262,17 @@ def test_a_warm_stop_waits_for_coroutines_and_gives_the_rest_back(tmp_path: Path
         shop.is_waiting(1)
 
 
+def test_coroutines_and_plain_tasks_keep_to_their_time_limits(shop: Workshop) -> None:
+    # Given tasks over their limits / When they are told / Then they may catch it; at the hard limit they are over
+    told, ended, plain = shop.tasks.is_told.delay(), shop.tasks.is_ended.delay(), shop.tasks.plain_is_told.delay()
+    assert told.get(timeout=20) == "told"
+    with pytest.raises(TimeLimitExceeded):
+        ended.get(timeout=20)
+    shop.noted("is_ended ended")
+    with pytest.raises(SoftTimeLimitExceeded):
+        plain.get(timeout=20)
+
+
 # ---- Coroutines in other pools
 
 
@@ -255,6 +287,10 @@ def test_coroutines_run_in_every_pool(plain_shop: Workshop) -> None:
     assert "await asyncio.sleep" not in str(caught.value.__cause__) and "in fail" in str(caught.value.__cause__)
     assert tasks.inner.delay(5).get(timeout=20) == 5
     assert tasks.plain.delay(1).get(timeout=20)[0] == 2
+
+
+def test_coroutines_keep_to_their_soft_limit_in_every_pool(plain_shop: Workshop) -> None:
+    assert plain_shop.tasks.is_told.delay().get(timeout=20) == "told"
 
 
 def test_a_place_keeps_its_loop_between_tasks(plain_shop: Workshop) -> None:

@@ -17,6 +17,7 @@ from amqptasks.wire.pipe import encode_frame
 from amqptasks.worker.outcome import MESSAGE, SUCCEEDED, FollowUp, Outcome
 from amqptasks.worker.pools.asyncio_pool import AsyncioPool, SharedSlot
 from amqptasks.worker.pools.pool import PoolEvents
+from amqptasks.worker.pools.window import Abandoned, run_limited
 from amqptasks.worker.request import Request
 from tests.loops import turn_until
 from tests.requests import Deliverer
@@ -56,8 +57,18 @@ class Hall:
 
     def run(self, frame: list[Any], emit: Emit) -> Outcome:
         self.begun.append(frame[2])
-        self.doors.setdefault(frame[2], threading.Event()).wait(20)
+        run_limited(self._stay, frame[2], self.doors.setdefault(frame[2], threading.Event()))
         return Outcome(SUCCEEDED, reason=frame[2])
+
+    def _stay(self, task_id: str, door: threading.Event) -> None:
+        try:
+            while not door.wait(0.001):
+                pass
+        except SoftTimeLimitExceeded:
+            self.caught.append(task_id)
+        except Abandoned:
+            self.caught.append(f"{task_id} abandoned")
+            raise
 
     async def run_async(self, frame: list[Any], emit: Emit, run: Run) -> Outcome:
         number, task_id, body = frame[0], frame[2], bytes(frame[4]).decode()
@@ -206,6 +217,24 @@ def test_plain_tasks_run_in_a_bounded_number_of_threads_beside(new: Callable[...
     assert hall.slot.give_up(plain[0])
     hall.send("d", "plain")
     hall.until(lambda: "d" in hall.begun)
+
+
+def test_plain_tasks_are_interrupted_and_given_up_too(new: Callable[..., Hall]) -> None:
+    # Given one thread, and a plain task in it / When it is interrupted / Then it may catch that, and ends
+    hall = new(10, 1)
+    first, second = hall.send("first", "plain"), hall.send("second", "plain")
+    hall.until(lambda: hall.begun == ["first"])
+    hall.until(lambda: hall.slot.interrupt(first, SoftTimeLimitExceeded()))
+    hall.until(lambda: "first" in hall.outcomes)
+    assert hall.caught == ["first"] and not hall.slot.interrupt(first, SoftTimeLimitExceeded())
+    # And when the next one is given up / Then its thread is free again, and nothing is heard of it
+    hall.until(lambda: hall.begun == ["first", "second"])
+    assert hall.slot.give_up(second)
+    hall.send("third", "plain")
+    hall.until(lambda: "third" in hall.begun)
+    hall.doors["third"].set()
+    hall.doors["second"].set()
+    hall.until(lambda: list(hall.outcomes) == ["first", "third"])
 
 
 def test_stopping_waits_for_coroutines_and_killing_cancels_them(new: Callable[..., Hall]) -> None:
