@@ -179,8 +179,11 @@ class Sender:
         is_awaited = not ignore_result or plan.keeps_errors
         if is_awaited:
             backend.expect(task_id)
+        encoded = encode(message, exchange, routing_key)
+        if exchange != plan.route.exchange:
+            encoded.readdress = state.ladder.readdress(routing_key)
         try:
-            self._publish(name, task_id, encode(message, exchange, routing_key), needs, options, plan)
+            self._publish(name, task_id, encoded, needs, options, plan)
         except MaybeSent:
             raise
         except BaseException:

@@ -161,6 +161,8 @@ class ConfirmChannel:
         for need in out.needs:
             if not declarer.has(need.key):
                 return False
+        if out.message.readdress is not None:
+            out.message.exchange, out.message.routing_key = out.message.readdress()
         number, frame_max = self._number, self._frame_max
         frames = publish_frames(number, out.message, frame_max, mandatory=out.mandatory)
         if not connection.begin_direct():
@@ -264,6 +266,8 @@ class ConfirmChannel:
     def _write(self, connection: Connection, out: Outgoing) -> None:
         if not out.claim():
             return
+        if out.message.readdress is not None:
+            out.message.exchange, out.message.routing_key = out.message.readdress()
         try:
             frames = publish_frames(self._number, out.message, self._frame_max, mandatory=out.mandatory)
         except EncodeError as error:

@@ -13,11 +13,13 @@ The alternate exchange of ``due`` matters: 32 undeliverable messages of one queu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
 from amqptasks.broker.topology import BindExchange, BindQueue, DeclareExchange, DeclareQueue, Step
+from amqptasks.clock import monotonic
 from amqptasks.exceptions import ImproperlyConfigured
 
 LEVELS = 6
@@ -163,6 +165,16 @@ class Ladder:
             BindQueue(nobody, self.due, key, {}),
             BindExchange(exchange, self.due, key, {}),
         )
+
+    def readdress(self, routing_key: str) -> Callable[[], tuple[str, str]]:
+        """Return what computes a message's address anew when it is written.
+
+        By then part of its delay may be over, spent on declaring queues or on a lost connection.
+        """
+        delay_ms = int(routing_key[: 2 * LEVELS - 1].replace(".", ""), 16) * UNIT_MS
+        queue = routing_key[2 * LEVELS :]
+        made_at = monotonic()
+        return lambda: self.address(delay_ms - (monotonic() - made_at) * 1000, queue)
 
     def address(self, delay_ms: float, queue: str) -> tuple[str, str]:
         """Return the exchange and routing key that bring a message to ``queue`` after at least ``delay_ms``.

@@ -8,7 +8,7 @@ here.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -61,6 +61,9 @@ class EncodedMessage:
 
     What a child process hands to its parent for publishing, and what the publisher queues. ``correlation_id`` stands
     apart because a returned message is recognised by it.
+
+    Attributes:
+        readdress: Computes where it goes at the moment of writing, for a message whose address says how long it waits.
     """
 
     exchange: str
@@ -68,6 +71,7 @@ class EncodedMessage:
     properties: bytes
     body: bytes
     correlation_id: str | None = None
+    readdress: Callable[[], tuple[str, str]] | None = None
 
 
 def encode(message: Message, exchange: str, routing_key: str) -> EncodedMessage:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amqptasks.broker import delays
 from amqptasks.broker.delays import LEVELS, MAX_DELAY_MS, MAX_QUEUE_NAME_BYTES, MAX_UNITS, UNIT_MS, Ladder
 from amqptasks.broker.topology import BindExchange, BindQueue, DeclareExchange, DeclareQueue
 from amqptasks.exceptions import ImproperlyConfigured
@@ -188,3 +189,21 @@ def test_a_classic_ladder_asks_for_what_classic_queues_know() -> None:
     for each in rungs[1:]:
         assert each.arguments["x-queue-type"] == "classic"
         assert "x-dead-letter-strategy" not in each.arguments and "x-overflow" not in each.arguments
+
+
+@pytest.mark.parametrize(
+    ("delay_ms", "spent_ms", "left_ms"), [(60_000, 0, 60_000), (60_000, 1_234, 58_766), (100, 5_000, 1)]
+)
+def test_a_message_that_leaves_late_waits_only_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, delay_ms: float, spent_ms: float, left_ms: float
+) -> None:
+    # Given the address of a delayed message, made some time before it is written
+    now = [1000.0]
+    monkeypatch.setattr(delays, "monotonic", lambda: now[0])
+    ladder = Ladder()
+    _exchange, routing_key = ladder.address(delay_ms, "a.queue.with.dots")
+    again = ladder.readdress(routing_key)
+    now[0] += spent_ms / 1000
+
+    # When it is written, Then its address is that of the time that is left
+    assert again() == ladder.address(left_ms, "a.queue.with.dots")
