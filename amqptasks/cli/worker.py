@@ -75,7 +75,7 @@ def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str 
 @_pool("-c", "--concurrency", metavar="N|auto", help="How many tasks run at once.")
 @_pool(
     "-P", "--pool", metavar="POOL", shell_complete=one_of(POOLS),
-    help="What runs tasks: prefork, threads or solo.",
+    help="What runs tasks: prefork, threads, asyncio or solo.",
 )  # fmt: skip
 @_pool("--prefetch-multiplier", metavar="N", help="Messages fetched ahead for each running task; 0: no limit.")
 @_pool("--disable-prefetch", is_flag=True, help="Fetch as little ahead as can be: one message for each running task.")
