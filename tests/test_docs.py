@@ -299,7 +299,9 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Worker with `prefork`, `threads` and `solo` pools": lambda: {"prefork", "threads", "solo"} <= set(POOLS),
     "Warm and cold stop, reconnecting": _acts("worker_shutdown_timeout"),
     "Dead letters: kept with their reason, listed, replayed, bounded": _command("dead"),
-    "Command line": _command("worker", "call", "result", "purge", "queues", "dead", "doctor", "shell", "report", "completion"),
+    "Command line": _command(
+        "worker", "call", "result", "purge", "queues", "dead", "doctor", "shell", "report", "completion"
+    ),
     "Daemon options: `--detach`, `--pidfile`, `--uid`, …": _option("--detach"),
     "Signals": lambda: hasattr(signals, "task_prerun"),
     "TLS, client certificates": _acts("broker_use_ssl"),

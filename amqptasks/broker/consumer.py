@@ -49,9 +49,9 @@ class Delivery:
         """Tell the broker that the message is dealt with (``basic.ack``), at the end of the turn."""
         self.consumer.ack(self)
 
-    def give_back(self) -> None:
-        """Put the message back into its queue (``basic.nack`` with requeue)."""
-        self.consumer.give_back(self)
+    def give_back(self, *, has_run: bool = False) -> None:
+        """Put the message back into its queue. What ``has_run`` counts as delivered in every version of RabbitMQ."""
+        self.consumer.give_back(self, has_run=has_run)
 
 
 class QueueConsumer:
@@ -177,13 +177,16 @@ class QueueConsumer:
     def _flush_later(self) -> None:
         self._loop.call_later(self._ack_delay_s, self.flush)
 
-    def give_back(self, delivery: Delivery) -> None:
+    def give_back(self, delivery: Delivery, *, has_run: bool = False) -> None:
         """Requeue one delivery now."""
         if delivery.epoch != self.epoch or self._channel is None or delivery.tag not in self._outstanding:
             return
         del self._outstanding[delivery.tag]
-        # Not basic.reject: from RabbitMQ 4.3 only that counts as a failed delivery.
-        self._channel.basic_nack(delivery.tag, requeue=True)
+        # From RabbitMQ 4.3 only basic.reject counts as a failed delivery.
+        if has_run:
+            self._channel.basic_reject(delivery.tag, requeue=True)
+        else:
+            self._channel.basic_nack(delivery.tag, requeue=True)
 
     def flush(self) -> None:
         """Send the acks that wait: one for the unbroken run of oldest tags, one each for those beyond a gap."""

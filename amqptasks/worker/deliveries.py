@@ -250,7 +250,7 @@ class Deliveries:
             self._end(request)
         elif outcome.requeue:
             self._ledger.forget(request)
-            request.give_back()
+            request.give_back(has_run=True)
         else:
             self._settlement.bury(request, dead_letters.REJECTED, outcome.reason, lambda: self._end(request))
 

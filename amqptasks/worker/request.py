@@ -58,11 +58,11 @@ class Request:
             self.is_acked = True
             self.delivery.ack()
 
-    def give_back(self) -> None:
-        """Put its message back into the queue, once."""
+    def give_back(self, *, has_run: bool = False) -> None:
+        """Put its message back into the queue, once. That of a task which ``has_run`` is counted as delivered."""
         if not self.is_acked:
             self.is_acked = True
-            self.delivery.give_back()
+            self.delivery.give_back(has_run=has_run)
 
     def to_frame(self, number: int) -> list[Any]:
         """Return the frame that gives it to a child."""
