@@ -225,7 +225,10 @@ _TASKS: Final = (
     ),
     _S("task_acks_on_failure", boolean.or_none(), None, "The same for failures alone; None: as above."),
     _S(
-        "task_acks_on_timeout", boolean.or_none(), None, "The same for hard time limits alone; None: as above.", "later"
+        "task_acks_on_timeout",
+        boolean.or_none(),
+        None,
+        "The same for hard time limits alone; None: as above. False: it runs again, `task_crash_limit` times at most.",
     ),
     _S(
         "task_reject_on_worker_lost",
@@ -286,13 +289,12 @@ _TASKS: Final = (
     ),
     _S("task_store_errors_even_if_ignored", boolean, False, "Store failures of tasks whose results are ignored."),
     _S("task_track_started", boolean, False, "Report STARTED when a task begins."),
-    _S("task_time_limit", seconds(above=True).or_none(), None, "Seconds after which a task is killed.", "later"),
+    _S("task_time_limit", seconds(above=True).or_none(), None, "Seconds after which a task is killed."),
     _S(
         "task_soft_time_limit",
         seconds(above=True).or_none(),
         None,
         "Seconds after which SoftTimeLimitExceeded is raised in it.",
-        "later",
     ),
     _S("task_always_eager", boolean, False, "`delay()` runs the task at once, in the caller."),
     _S("task_eager_propagates", boolean, False, "Eager tasks raise their errors."),

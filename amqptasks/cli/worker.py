@@ -80,6 +80,16 @@ def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str 
 @_pool("--prefetch-multiplier", metavar="N", help="Messages fetched ahead for each running task; 0: no limit.")
 @_pool("--disable-prefetch", is_flag=True, help="Fetch as little ahead as can be: one message for each running task.")
 @_pool(
+    "--time-limit", metavar="SECONDS", envvar="AMQPTASKS_TASK_TIME_LIMIT",
+    help="Kill a task after so long, unless it or its call says otherwise.",
+)  # fmt: skip
+@_pool(
+    "--soft-time-limit", metavar="SECONDS", envvar="AMQPTASKS_TASK_SOFT_TIME_LIMIT",
+    help="Raise SoftTimeLimitExceeded in a task after so long.",
+)  # fmt: skip
+@_pool("--max-tasks-per-child", metavar="N", help="Replace a child process after so many tasks.")
+@_pool("--max-memory-per-child", metavar="KIB", help="Replace a child process that has more memory after a task.")
+@_pool(
     "-O", "--optimization", type=click.Choice(["default", "fair"]), default="default", metavar="default|fair",
     help="Accepted for Celery's sake: dispatch is always fair.",
 )  # fmt: skip
@@ -95,7 +105,8 @@ def worker(
     ctx: click.Context, /, include: tuple[str, ...] | None, settings: tuple[str, ...], optimization: str,
     detach: bool, uid: str | None, gid: str | None, umask: int | None, executable: str | None, pidfile: str | None,
     concurrency: str | None, pool: str | None, prefetch_multiplier: str | None, disable_prefetch: bool,
-    **options: Any,
+    time_limit: str | None, soft_time_limit: str | None, max_tasks_per_child: str | None,
+    max_memory_per_child: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Run a worker.
 
@@ -115,7 +126,9 @@ def worker(
     app = obj.app(required=True)
     values = {
         "worker_concurrency": concurrency, "worker_pool": pool, "worker_prefetch_multiplier": prefetch_multiplier,
-        "worker_disable_prefetch": "yes" if disable_prefetch else None,
+        "worker_disable_prefetch": "yes" if disable_prefetch else None, "task_time_limit": time_limit,
+        "task_soft_time_limit": soft_time_limit, "worker_max_tasks_per_child": max_tasks_per_child,
+        "worker_max_memory_per_child": max_memory_per_child,
     }  # fmt: skip
     _override(ctx, app, values, include, settings)
     ctx.exit(_run(obj, app, background, pidfile, **options))
@@ -174,7 +187,7 @@ def _override(
         if option is None:
             continue
         source = "the command line"
-        if ctx.get_parameter_source(name.removeprefix("worker_")) is click.core.ParameterSource.ENVIRONMENT:
+        if ctx.get_parameter_source(name.removeprefix("worker_").removeprefix("task_")) is click.core.ParameterSource.ENVIRONMENT:
             source = f"the environment variable AMQPTASKS_{name.upper()}"
         # Celery takes 0 as "as many as there are processors", our setting's None.
         is_all = name == "worker_concurrency" and option == "0"

@@ -1,5 +1,5 @@
-"""How long tasks may take: what the call says, else the task, else the settings; above all of them, what an operator has
-ordered since.
+"""How long tasks may take: what the call says, else the task, else the settings; above all of them, what an operator
+has ordered since.
 
 Decides only. `pools.guard` watches the time, and each kind of pool ends what has run too long in its own way.
 """

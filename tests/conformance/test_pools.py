@@ -12,7 +12,8 @@ import random
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,17 @@ from typing import Any
 import pytest
 
 from amqptasks.broker.loop import Loop
+from amqptasks.exceptions import SoftTimeLimitExceeded
 from amqptasks.wire.message import EncodedMessage
 from amqptasks.wire.pipe import encode_frame
-from amqptasks.worker.outcome import MESSAGE, SUCCEEDED, FollowUp, Outcome
+from amqptasks.worker.outcome import FAILED, MESSAGE, SUCCEEDED, FollowUp, Outcome
 from amqptasks.worker.pools.asyncio_pool import AsyncioPool
+from amqptasks.worker.pools.guard import Guard
 from amqptasks.worker.pools.pool import Pool, PoolEvents
 from amqptasks.worker.pools.prefork import PreforkPool
 from amqptasks.worker.pools.slot import Slot
 from amqptasks.worker.pools.threads import ThreadPool
+from amqptasks.worker.pools.window import run_limited
 from amqptasks.worker.request import Request
 from tests.loops import turn, turn_until
 from tests.requests import Deliverer
@@ -47,25 +51,43 @@ Run = Callable[[list[Any], Callable[[bytes], None]], Outcome]
 class Ground:
     """A pool at work: what was assigned, what it reported, and in which order."""
 
-    def __init__(self, kind: type[Pool], directory: Path, size: int) -> None:
+    def __init__(
+        self, kind: type[Pool], directory: Path, size: int, settings: Mapping[str, Any] | None = None
+    ) -> None:  # fmt: skip
         self.directory = directory
         self.loop = Loop()
         self.outcomes: list[tuple[str, Outcome]] = []
         self.messages: list[tuple[str, str]] = []
         self.lost: list[tuple[str, bool, str]] = []
         self.freed = 0
+        self.interrupted: list[str] = []
+        self.timed_out: list[str] = []
         #: Reports of every kind in their order.
         self.reports: list[tuple[str, str]] = []
         self._deliverer = Deliverer(self.loop)
         self._gates: list[Gate] = []
         self._before = signal.signal(signal.SIGCHLD, self._on_child)
-        events = PoolEvents(self._on_outcome, self._on_message, self._on_lost, self._on_free)
+        events = PoolEvents(
+            self._on_outcome, self._on_message, self._on_lost, self._on_free,
+            lambda request, _limit_s: self.interrupted.append(request.id),
+            lambda request, _limit_s: self.timed_out.append(request.id),
+        )  # fmt: skip
         self.pool = kind(self.loop, size, events, self.run)
+        for name, value in (settings or {}).items():
+            setattr(self.pool, name, value)
+        self._guard = Guard(self.loop, self.pool)
         self.pool.start()
 
     # -- where tasks run
 
     def run(self, frame: list[Any], emit: Callable[[bytes], None]) -> Outcome:
+        """Do what a task's body says, as the executor does: within its time limits, if it has any."""
+        try:
+            return run_limited(self._work, frame, emit) if frame[3].get("timelimit") else self._work(frame, emit)
+        except SoftTimeLimitExceeded:
+            return Outcome(FAILED, 0.0, reason=frame[2])
+
+    def _work(self, frame: list[Any], emit: Callable[[bytes], None]) -> Outcome:
         """Do what a task's body says, and note that it was done."""
         number, _name, task_id, _headers, body = frame[:5]
         descriptor = os.open(self.directory / "ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -76,6 +98,18 @@ class Ground:
         if verb == "gate":
             with open(self.directory / f"gate-{argument}") as gate:
                 gate.read()
+        elif verb == "spin":
+            end = time.monotonic() + float(argument)
+            while time.monotonic() < end:
+                pass
+        elif verb == "catch":
+            try:
+                while True:
+                    pass
+            except SoftTimeLimitExceeded:
+                return Outcome(SUCCEEDED, 0.0, reason=task_id)
+        elif verb == "loop in C":
+            sum(range(10**13))
         elif verb == "stay":
             threading.Event().wait()
         elif verb == "die":
@@ -117,6 +151,17 @@ class Ground:
     def request(self, task_id: str, body: bytes | str = b"") -> Request:
         return self._deliverer.request(task_id, body if isinstance(body, bytes) else body.encode())
 
+    def assign(
+        self, slot: Slot, task_id: str, body: str = "", *, hard: float | None = None, soft: float | None = None
+    ) -> Request:
+        """Give a slot a task, as the dispatcher does."""
+        request = self.request(task_id, body)
+        request.limits = None if hard is None and soft is None else (hard, soft)
+        slot.assign(request)
+        if request.limits is not None:
+            self._guard.watch(slot, request)
+        return request
+
     def gate(self, name: str) -> Gate:
         self._gates.append(Gate(self.directory, name))
         return self._gates[-1]
@@ -134,6 +179,9 @@ class Ground:
 
     def has_replaced(self, slot: Slot) -> bool:
         return slot not in self.pool.slots and all(each.is_open for each in self.pool.slots)
+
+    def has_heard_of(self, count: int) -> bool:
+        return len(self.done) + len(self.timed_out) + len(self.lost) >= count
 
     @property
     def runs(self) -> list[str]:
@@ -166,8 +214,8 @@ def new(tmp_path: Path) -> Iterator[Callable[..., Ground]]:
     """Start pools; they are stopped at the end."""
     made: list[Ground] = []
 
-    def make(kind: type[Pool], size: int = 1) -> Ground:
-        made.append(Ground(kind, tmp_path, size))
+    def make(kind: type[Pool], size: int = 1, **settings: Any) -> Ground:
+        made.append(Ground(kind, tmp_path, size, settings))
         return made[-1]
 
     yield make
@@ -440,6 +488,163 @@ def _children_of(pid: int) -> set[int]:
         with contextlib.suppress(FileNotFoundError):
             found.update(int(each) for each in task.read_text().split())
     return found
+
+
+# ---- Time limits
+
+
+def test_a_task_is_interrupted_at_its_soft_limit_and_may_catch_that(ground: Ground) -> None:
+    # Given tasks that run for ever / When they are past their soft limit / Then one fails by it, one catches it
+    (slot,) = ground.pool.slots
+    ground.assign(slot, "fails", "spin:1000", soft=0.05)
+    ground.turn_until(lambda: len(ground.done) == 1)
+    ground.assign(slot, "catches", "catch", soft=0.05, hard=100)
+    ground.turn_until(lambda: len(ground.done) == 2)
+    assert [(task_id, outcome.kind) for task_id, outcome in ground.outcomes] == [
+        ("fails", FAILED), ("catches", SUCCEEDED),
+    ]  # fmt: skip
+    # And the slot goes on with others
+    ground.assign(slot, "next")
+    ground.turn_until(lambda: len(ground.done) == 3)
+    assert ground.interrupted == ["fails", "catches"]
+    assert ground.pool.slots == [slot] and not ground.lost and not ground.timed_out
+
+
+def test_a_soft_limit_hits_its_own_task_or_nobody(ground: Ground) -> None:
+    # Given tasks that end just when their limit does, each with one behind that has none / When they run
+    (slot,) = ground.pool.slots
+    for number in range(100):
+        ground.assign(slot, f"limited{number}", "spin:0.005", soft=0.005)
+        ground.assign(slot, f"free{number}", "spin:0.002")
+    ground.turn_until(lambda: len(ground.done) == 200)
+    # Then every one of the others ended well, whatever became of the limited ones
+    failed = [task_id for task_id, outcome in ground.outcomes if outcome.kind == FAILED]
+    assert not [task_id for task_id in failed if task_id.startswith("free")]
+    assert sorted(ground.done) == sorted(ground.runs) and len(set(ground.done)) == 200
+    assert ground.pool.slots == [slot] and not ground.lost
+
+
+@pytest.mark.parametrize("body", ["spin:1000", "loop in C"])
+def test_a_task_is_ended_at_its_hard_limit_and_the_slot_works_again(
+    new: Callable[..., Ground], kind: type[Pool], body: str
+) -> None:
+    if body == "loop in C" and not kind.can_kill:
+        body = "spin:1000"  # It would keep the interpreter from everybody for a while, this test included.
+    # Given a task that takes no notice of anything, with others behind, and other tasks beside
+    ground = new(kind, 2)
+    slot = ground.pool.slots[0]
+    other = ground.pool.slots[-1]
+    ground.assign(other, "beside", "spin:0.5", hard=1000)
+    ground.assign(slot, "endless", body, hard=0.1)
+    if slot is not other:
+        for number in range(3):
+            ground.assign(slot, str(number))
+    # When it is past its hard limit / Then that is told of it alone, once
+    ground.turn_until(lambda: ground.timed_out == ["endless"])
+    # And those behind had not begun, and come back
+    if slot is not other:
+        ground.turn_until(lambda: len(ground.lost) == 3)
+    assert not [task_id for task_id, begun, _how in ground.lost if begun]
+    # And its place is taken by another
+    ground.turn_until(lambda: ground.pool.slots[0].is_open)
+    ground.assign(ground.pool.slots[0], "next")
+    ground.turn_until(lambda: "next" in ground.done)
+    ground.turn_until(lambda: "beside" in ground.done)
+    assert "endless" not in ground.done and ground.timed_out == ["endless"]
+
+
+def test_a_task_that_ends_at_its_hard_limit_has_one_end(new: Callable[..., Ground], kind: type[Pool]) -> None:
+    # Given tasks that end just when their hard limit does, each with one behind that has none / When they run
+    ground = new(kind, 2)
+    for number in range(20):
+        slot = ground.pool.slots[number % len(ground.pool.slots)]
+        ground.assign(slot, f"limited{number}", "spin:0.02", hard=0.02)
+        ground.assign(slot, f"free{number}")
+        ends = 2 * (number + 1)
+        ground.turn_until(partial(ground.has_heard_of, ends))
+        ground.turn_until(lambda: all(each.is_open for each in ground.pool.slots))
+    # Then each ended well, or was ended; and none of those behind was begun and lost
+    lost = [task_id for task_id, _begun, _how in ground.lost]
+    assert len(set(ground.done + ground.timed_out + lost)) == 40
+    assert not [task_id for task_id, begun, _how in ground.lost if begun]
+    assert not [task_id for task_id in ground.timed_out if task_id.startswith("free")]
+
+
+@pytest.mark.parametrize("name", KILLABLE)
+def test_only_the_task_that_runs_can_be_a_reason_to_kill_its_child(new: Callable[..., Ground], name: str) -> None:
+    # Given a child that runs a task, with one behind / When one that has ended, or waits, is to be ended / Then not so
+    ground = new(SUBJECTS[name], 1)
+    (slot,) = ground.pool.slots
+    gate = ground.gate("g")
+    ended = ground.assign(slot, "ended")
+    running = ground.assign(slot, "running", "gate:g")
+    waiting = ground.assign(slot, "waiting")
+    ground.turn_until(lambda: _is_reached(gate))
+    assert not ground.pool.end(slot, ended, 1.0) and not ground.pool.end(slot, waiting, 1.0)
+    # And the one that runs is, though it is asked for twice
+    assert ground.pool.end(slot, running, 1.0) and ground.pool.end(slot, running, 1.0)
+    ground.turn_until(lambda: ground.timed_out == ["running"] and ground.lost)
+    assert ground.done == ["ended"] and [task_id for task_id, _begun, _how in ground.lost] == ["waiting"]
+
+
+def test_the_time_of_a_task_begins_when_it_does(new: Callable[..., Ground], kind: type[Pool]) -> None:
+    # Given a task with a limit, sent ahead behind one that is held for longer / When it runs / Then it had its time
+    ground = new(kind, 1)
+    (slot,) = ground.pool.slots
+    gate = ground.gate("g")
+    ground.assign(slot, "held", "gate:g")
+    ground.assign(slot, "limited", hard=0.05)
+    ground.turn_until(lambda: _is_reached(gate))
+    ends = time.monotonic() + 0.2
+    ground.turn_until(lambda: time.monotonic() > ends)
+    gate.open()
+    ground.turn_until(lambda: ground.done == ["held", "limited"])
+    assert not ground.timed_out and not ground.lost
+
+
+# ---- Recycling
+
+
+@pytest.mark.parametrize("name", KILLABLE)
+def test_a_child_is_replaced_after_so_many_tasks_and_none_is_lost_by_it(new: Callable[..., Ground], name: str) -> None:
+    # Given a child that may run three tasks, and ten at once for it / When they run
+    ground = new(SUBJECTS[name], 1, max_tasks=3)
+    pids = set()
+    todo = [str(number) for number in range(10)]
+    while len(ground.done) < 10:
+        (slot,) = ground.pool.slots
+        pids.add(slot.pid)
+        for task_id in todo:
+            slot.assign(ground.request(task_id))
+        ground.turn_until(lambda: len(ground.done) == 10 or ground.has_replaced(slot))  # noqa: B023
+        # Then those that its child was not to begin come back, in their order
+        todo = [task_id for task_id, _begun, _how in ground.lost]
+        assert not [task_id for task_id, begun, _how in ground.lost if begun]
+        ground.lost.clear()
+    # And each has run once, three in each process
+    assert ground.done == ground.runs == [str(number) for number in range(10)]
+    assert len(pids) == 4
+    # And the old ones end
+    ground.turn_until(lambda: _children_of(os.getpid()) & pids == {ground.pool.slots[0].pid} & pids)
+
+
+@pytest.mark.parametrize("name", KILLABLE)
+def test_a_child_is_replaced_once_it_has_too_much_memory(new: Callable[..., Ground], name: str) -> None:
+    # Given children that may have as good as nothing / When they run a task each / Then each is its last
+    ground = new(SUBJECTS[name], 1, max_memory_kib=1)
+    for number in range(3):
+        (slot,) = ground.pool.slots
+        if number == 2:
+            ground.pool.max_memory_kib = 2**40  # type: ignore[attr-defined]  # for those that are forked from now on
+        slot.assign(ground.request(str(number)))
+        ground.turn_until(partial(ground.has_replaced, slot))
+    assert ground.done == ["0", "1", "2"] and not ground.lost
+    # And with room enough it stays
+    (slot,) = ground.pool.slots
+    for number in range(3, 6):
+        slot.assign(ground.request(str(number)))
+    ground.turn_until(lambda: len(ground.done) == 6)
+    assert ground.pool.slots == [slot]
 
 
 # ---- Stopping

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from amqptasks.exceptions import WorkerLostError
 from tests.running import Workshop
 from tests.support import eventually
 
@@ -150,6 +151,94 @@ def test_a_warm_stop_that_takes_too_long_becomes_cold(shop: Workshop) -> None:
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 1
     assert "worker_shutdown_timeout: cold shutdown" in worker.log
+    shop.is_waiting(1)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio"])
+def test_a_cold_stop_tells_the_callers_of_early_tasks_that_they_are_lost(shop: Workshop, pool: str) -> None:
+    # Given a worker that runs an early-ack task and has another, both of which its caller waits for
+    gate = shop.gate()
+    worker = shop.start("-P", pool, "-c", "1", expected_exits=(1,))
+    lost = shop.tasks.early.delay(gate.name, "lost")
+    gate.reached()
+    waiting = shop.tasks.pid.delay()
+    # When it is stopped cold / Then the caller learns that the first is lost
+    worker.signal(signal.SIGQUIT)
+    with pytest.raises(WorkerLostError, match=r"^Worker exited prematurely: cold shutdown\.$"):
+        get(lost)
+    assert worker.wait() == 1
+    # And the other, which had not begun, is back in its queue, and alone there
+    shop.is_waiting(1)
+    gate.open()
+    shop.start("-c", "1")
+    assert get(waiting)
+    assert shop.ledger() == ["begun lost"]
+
+
+def test_a_soft_stop_ends_well_if_the_tasks_do(shop: Workshop) -> None:
+    # Given a worker that gives running tasks time before a cold stop, one task that runs, and one that waits
+    gate = shop.gate()
+    worker = shop.start("-c", "1", "--", "worker_soft_shutdown_timeout=60")
+    running = shop.tasks.late.delay(gate.name, "a")
+    gate.reached()
+    waiting = shop.tasks.pid.delay()
+    # When it is to stop cold / Then it gives back what waits, and still runs the task
+    worker.signal(signal.SIGQUIT)
+    worker.wait_for("Initiating Soft Shutdown, terminating in 60 seconds")
+    worker.wait_for(r"worker: Soft shutdown \(w0-\w+@test\)")
+    shop.is_waiting(1)
+    assert worker.process.poll() is None
+    # And ends well when that has
+    gate.open()
+    assert get(running) == "a"
+    assert worker.wait() == 0
+    assert "Cold shutdown" not in worker.log
+    shop.start("-c", "1")
+    assert get(waiting)
+
+
+@pytest.mark.parametrize("how", ["time", "signal"])
+def test_a_soft_stop_becomes_cold_in_the_end(shop: Workshop, how: str) -> None:
+    # Given a worker in a warm stop, with a task that does not end
+    gate = shop.gate()
+    seconds = "0.3" if how == "time" else "60"
+    worker = shop.start("-c", "1", "--", f"worker_soft_shutdown_timeout={seconds}", expected_exits=(1,))
+    shop.tasks.late.delay(gate.name, "a")
+    gate.reached()
+    worker.signal(signal.SIGINT)
+    worker.wait_for("worker: Hitting Ctrl.C again will initiate cold shutdown, terminating all running tasks!")
+    # When it is told again, and its time is over or it is told once more / Then the task goes back to its queue
+    worker.signal(signal.SIGINT)
+    worker.wait_for("worker: Hitting Ctrl.C again will terminate all running tasks!")
+    if how == "signal":
+        worker.wait_for("Soft shutdown")
+        worker.signal(signal.SIGINT)
+    assert worker.wait() == 1
+    assert "Cold shutdown" in worker.log
+    shop.is_waiting(1)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_idle_worker_waits_in_a_soft_stop_if_it_is_told_to(shop: Workshop, waits: bool) -> None:
+    # Given an idle worker / When it is to stop softly / Then it does so at once, or takes the time that it is given
+    worker = shop.start(
+        "-c", "1", "--", "worker_soft_shutdown_timeout=0.5", f"worker_enable_soft_shutdown_on_idle={waits}",
+        expected_exits=(0,) if waits else (1,),
+    )  # fmt: skip
+    worker.signal(signal.SIGQUIT)
+    worker.wait()
+    assert ("Initiating Soft Shutdown" in worker.log) == waits
+    assert ("Cold shutdown" in worker.log) != waits
+
+
+def test_term_may_be_made_to_mean_quit(shop: Workshop) -> None:
+    gate = shop.gate()
+    worker = shop.start("-c", "1", env={"REMAP_SIGTERM": "SIGQUIT"}, expected_exits=(1,))
+    shop.tasks.late.delay(gate.name, "a")
+    gate.reached()
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 1
+    assert "Warm shutdown" not in worker.log
     shop.is_waiting(1)
 
 

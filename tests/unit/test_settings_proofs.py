@@ -14,6 +14,8 @@ from amqptasks.settings_table import SETTINGS
 
 TESTS = Path(__file__).resolve().parents[1]
 
+_LIMITS = "integration/test_time_limits.py::"
+_STOPPING = "integration/test_stopping.py::"
 _EFFECTS = "integration/test_settings_effects.py::"
 _UNIT = "unit/test_settings_effects.py::"
 _CONNECT = f"{_UNIT}test_the_settings_say_what_to_connect_to"
@@ -78,6 +80,7 @@ PROOFS = {
     "task_acks_late": f"{_EFFECTS}test_a_message_is_delivered_as_often_as_the_setting_says",
     "task_acks_on_failure_or_timeout": f"{_EFFECTS}test_a_failure_is_rejected_by_setting",
     "task_acks_on_failure": f"{_EFFECTS}test_a_failure_alone_is_rejected_by_setting",
+    "task_acks_on_timeout": f"{_LIMITS}test_a_late_task_comes_back_from_its_limit_by_setting_unless_it_says_otherwise",
     "task_reject_on_worker_lost": f"{_EFFECTS}test_a_task_whose_child_died_fails_by_setting",
     "task_crash_limit": f"{_EFFECTS}test_a_task_may_cost_as_many_children_as_the_setting_says",
     "task_delivery_limit": f"{_EFFECTS}test_a_message_is_delivered_as_often_as_the_setting_says",
@@ -98,6 +101,8 @@ PROOFS = {
     "test_a_kept_result_can_be_read_by_any_process_and_as_often_as_wanted",
     "task_store_errors_even_if_ignored": "integration/test_seed.py::test_results_are_ignored_globally_and_errors_kept",
     "task_track_started": f"{_EFFECTS}test_answers_are_written_as_the_settings_say",
+    "task_time_limit": f"{_LIMITS}test_a_task_sees_the_limits_that_apply",
+    "task_soft_time_limit": f"{_LIMITS}test_a_task_sees_the_limits_that_apply",
     "task_always_eager": "unit/app/test_eager.py::test_a_failure_is_a_result_and_its_traceback_is_told",
     "task_eager_propagates": "unit/app/test_eager.py::test_a_failure_is_a_result_and_its_traceback_is_told",
     "task_store_eager_result": "unit/app/test_eager.py::test_results_are_stored_if_they_are_to_be",
@@ -138,6 +143,10 @@ PROOFS = {
     "test_no_more_is_prefetched_than_runs_where_that_is_disabled",
     "worker_settlement_limit": f"{_EFFECTS}test_no_more_tasks_begin_than_may_wait_for_their_confirms",
     "worker_shutdown_timeout": "integration/test_stopping.py::test_a_warm_stop_that_takes_too_long_becomes_cold",
+    "worker_soft_shutdown_timeout": f"{_STOPPING}test_a_soft_stop_becomes_cold_in_the_end",
+    "worker_enable_soft_shutdown_on_idle": f"{_STOPPING}test_an_idle_worker_waits_in_a_soft_stop_if_it_is_told_to",
+    "worker_max_tasks_per_child": f"{_LIMITS}test_children_are_replaced_after_so_many_tasks",
+    "worker_max_memory_per_child": f"{_LIMITS}test_a_child_with_too_much_memory_is_replaced_after_its_task",
     "worker_disable_rate_limits": "integration/test_rate_limits.py::test_a_worker_told_to_ignore_rates_runs_everything",
     "worker_hijack_root_logger": f"{_LOGS}test_a_programs_own_handlers_stay_where_the_worker_may_not_take_over",
     "worker_log_color": f"{_LOGS}test_colours_are_for_terminals",
