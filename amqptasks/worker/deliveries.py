@@ -45,6 +45,7 @@ from amqptasks.worker.rate_limits import RateLimits, rates_of
 from amqptasks.worker.request import Request
 from amqptasks.worker.revoked import RevokedTasks, names
 from amqptasks.worker.settlement import Settlement
+from amqptasks.worker.terminations import Terminations
 from amqptasks.worker.time_limits import TimeLimits, tell_timeout
 
 logger = logging.getLogger(TASK_LOGGER + ".trace.worker")
@@ -68,6 +69,7 @@ class Deliveries:
         self._intake = Intake(app)
         self.revoked = RevokedTasks(app.conf.task_revokes_max, app.conf.task_revoke_expires)
         self._follow_ups = FollowUps(app, hostname, stores_later=True)
+        self.terminations = Terminations(loop, dispatcher)
         self._ledger = Ledger()
         self._accept = accepted(app.conf.accept_content)
         self.time_limits = TimeLimits(app.conf.task_time_limit, app.conf.task_soft_time_limit)
@@ -125,6 +127,17 @@ class Deliveries:
         gone.extend(self.rate_limits.take_out(lambda each: names(revocation, each.id, each.headers)))
         for request in gone:
             self._discard(request)
+        if revocation.terminate:
+            self.terminations.order(revocation)
+
+    def _on_terminated(self, request: Request, number: int) -> None:
+        request.is_done = True
+        self._dispatcher.schedule()
+        if signals.task_revoked:
+            signals.task_revoked.send(request.task, request=request, terminated=True, signum=number, expired=False)
+        self._settlement.settle(
+            request, self._failure(request, TaskRevokedError("terminated"), REVOKED), lambda: self._end(request)
+        )
 
     def _discard(self, request: Request) -> None:
         """End a revoked task that has not begun."""
@@ -218,6 +231,7 @@ class Deliveries:
     def on_outcome(self, slot: Slot, request: Request, outcome: Outcome) -> None:
         """Settle a task that has ended."""
         request.is_done = True
+        self.terminations.take(request)
         self._dispatcher.finished(outcome.runtime_s)
         if outcome.kind == UNREADABLE:
             error = InvalidTaskError(outcome.reason)
@@ -286,6 +300,10 @@ class Deliveries:
 
     def on_hard_limit(self, request: Request, limit_s: float) -> None:
         """Settle a task that was ended because of its hard limit."""
+        number = self.terminations.take(request)
+        if number is not None:
+            self._on_terminated(request, number)
+            return
         if self._abandoned is not None and request.is_late:
             return
         request.is_done = True

@@ -125,6 +125,10 @@ class Dispatcher:
         self.waiting.clear()
         return taken
 
+    def assigned(self) -> list[tuple[Slot, Request]]:
+        """Return what the slots have, with the slot of each."""
+        return [(slot, each) for slot in self._slots() for each in slot.assigned]
+
     def unbegun(self) -> list[Request]:
         """Return the tasks that wait here, and those sent to slots that may not have begun."""
         return [*self.waiting, *(each for slot in self._slots() for each in slot.assigned)]

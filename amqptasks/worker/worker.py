@@ -164,6 +164,7 @@ class Worker:
             self._deliveries.on_hard_limit,
         )
         self.pool = self._make_pool(events)
+        self._deliveries.terminations.terminate = self.pool.terminate
         self._dispatcher.on_limited = Guard(loop, self.pool).watch
         self.queues = self._select_queues()
         self._consumers = [self._consumer(queue) for queue in self.queues]

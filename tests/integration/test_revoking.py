@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from amqptasks.wire.message import Message, encode
 from tests.support import Project, WorkerProcess, eventually
 
 SOURCE = """
-    import os, time
+    import asyncio, os, signal, sys, time
     from amqptasks import App
     from amqptasks.signals import task_revoked
 
@@ -33,6 +34,42 @@ SOURCE = """
         with open(path, "a") as file:
             file.write(text + "\\n")
         return text
+
+    @app.task(acks_late=True)
+    def late(path):
+        note_begin(path)
+        behind(path + ".never")
+
+    @app.task
+    def early(path):
+        note_begin(path)
+        behind(path + ".never")
+
+    @app.task
+    def counting(path):
+        note_begin(path)
+        # One step of C code that takes hours.
+        sum(range(10 ** 12))
+
+    @app.task
+    async def sleeping(path):
+        note_begin(path)
+        await asyncio.sleep(50)
+
+    @app.task
+    def cleaning(path):
+        def clean(number, frame):
+            with open(path, "a") as file:
+                file.write("cleaned\\n")
+            sys.exit(3)
+
+        signal.signal(signal.SIGTERM, clean)
+        note_begin(path)
+        time.sleep(50)
+
+    def note_begin(path):
+        with open(path, "a") as file:
+            file.write("began\\n")
 
     @app.task
     def behind(path):
@@ -171,6 +208,87 @@ def test_a_worker_that_was_cut_off_knows_what_was_revoked_meanwhile(
     assert_revoked(result)
     assert code.note.delay(str(notes), "after").get(timeout=20) == "after"
     assert notes.read_text() == "before\nafter\n"
+
+
+def begin(task: Any, notes: Path) -> Any:
+    """Send a task and wait until it runs."""
+    result = task.delay(str(notes))
+    eventually(lambda: notes.exists() and "began" in notes.read_text(), 20)
+    return result
+
+
+def assert_terminated(code: Project, result: Any, running: WorkerProcess, number: int) -> None:
+    with pytest.raises(TaskRevokedError, match="terminated"):
+        result.get(timeout=20)
+    assert result.state == REVOKED
+    running.wait_for(rf"Terminating \S+\[{result.id}\] \({signal.Signals(number).name}\)")
+    running.wait_for(f"told {result.id} True {number} False")
+    # Its place is there for others.
+    assert code.note.delay("/dev/null", "next").get(timeout=20) == "next"
+
+
+@pytest.mark.parametrize("kind", ["early", "late", "counting", "sleeping"])
+def test_a_running_task_is_ended_with_its_process(
+    code: Project, worker: Callable[..., WorkerProcess], notes: Path, kind: str
+) -> None:
+    # Given a task that runs, and another that was sent behind it
+    running = worker(code, "-c", "1")
+    result = begin(getattr(code, kind), notes)
+    behind = code.note.delay("/dev/null", "behind")
+
+    # When it is revoked with terminate
+    result.revoke(terminate=True)
+
+    # Then it ends, is not run again, and the other runs
+    assert_terminated(code, result, running, signal.SIGTERM)
+    assert behind.get(timeout=20) == "behind"
+    assert notes.read_text() == "began\n"
+
+
+def test_a_running_task_is_ended_with_the_signal_that_was_asked_for(
+    code: Project, worker: Callable[..., WorkerProcess], notes: Path
+) -> None:
+    # Given a task that runs, When it is terminated with another signal, Then that ends it
+    running = worker(code, "-c", "1")
+    result = begin(code.late, notes)
+    code.app.control.terminate(result.id, signal="KILL")
+    assert_terminated(code, result, running, signal.SIGKILL)
+
+
+def test_a_task_may_clean_up_when_it_is_terminated(
+    code: Project, worker: Callable[..., WorkerProcess], notes: Path
+) -> None:
+    # Given a task with a handler of its own for the signal
+    worker(code, "-c", "1")
+    result = begin(code.cleaning, notes)
+
+    # When it is terminated, Then the handler has run
+    result.revoke(terminate=True, signal="SIGTERM")
+    eventually(lambda: "cleaned" in notes.read_text(), 20)
+
+
+def test_a_coroutine_is_cancelled(code: Project, worker: Callable[..., WorkerProcess], notes: Path) -> None:
+    # Given a coroutine that runs in the asyncio pool, When it is terminated, Then it ends
+    running = worker(code, "-P", "asyncio", "-c", "1")
+    result = begin(code.sleeping, notes)
+    result.revoke(terminate=True)
+    assert_terminated(code, result, running, signal.SIGTERM)
+
+
+def test_a_pool_that_cannot_end_a_task_says_so(
+    code: Project, worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    # Given a task that runs in a thread
+    running = worker(code, "-P", "threads", "-c", "1")
+    gate = tmp_path / "gate"
+    result = code.behind.delay(str(gate))
+    running.wait_for(rf"Task \S+\[{result.id}\] received")
+
+    # When it is terminated, Then the log says that it runs on, and it does
+    result.revoke(terminate=True)
+    running.wait_for(rf"Revoked task \S+\[{result.id}\] runs on: its pool cannot end it")
+    gate.touch()
+    assert result.get(timeout=20) == "went through"
 
 
 def test_records_that_cannot_be_read_are_passed_over(

@@ -73,6 +73,10 @@ class AsyncioPool(Pool):
         """Report that what ran a task has failed: that task alone."""
         self._events.on_lost(request, True, how)
 
+    def terminate(self, slot: Slot, request: Request, number: int) -> bool:
+        """Cancel the task and give it up; there is no process to send a signal to."""
+        return self.end(slot, request, 0.0)
+
     def stop(self) -> None:
         """Let the loop end once what runs on it has."""
         self._end(is_cold=False)

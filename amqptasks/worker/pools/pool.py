@@ -123,6 +123,11 @@ class Pool(ABC):
         self._events.on_free()
         return True
 
+    def terminate(self, slot: Slot, request: Request, number: int) -> bool:
+        """End a task that has begun because it was revoked; with a signal, where there are processes. False if that
+        cannot be had now, or not in this kind of pool."""
+        return False
+
     # -- slots that end
 
     def on_retired(self, slot: Slot) -> None:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: What interrupts a task at its soft limit, as in Celery.
 SOFT_LIMIT_SIGNAL = signal.SIGUSR1
+#: How long a child may live on after a signal that is to end its task, seconds.
+TERMINATE_GRACE_S = 1.0
 #: How often a child looks whether its parent is still there, seconds.
 PARENT_CHECK_S = 1.0
 
@@ -99,8 +101,9 @@ class PreforkPool(Pool):
             self.close_in_child()
         # Ctrl-C and service managers signal the whole group: the parent decides what it means. A handler that does
         # nothing, rather than "ignore", which programs started by a task would inherit.
+        leave_to_parent = _leaving_to_parent(mark)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
-            signal.signal(number, _leave_to_parent)
+            signal.signal(number, leave_to_parent)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         window = SignalWindow(lambda: mark.begun()[0], mark.interrupted)
         window.enter()
@@ -161,6 +164,23 @@ class PreforkPool(Pool):
                 os.kill(slot.pid, signal.SIGKILL)
         return True
 
+    def terminate(self, slot: Slot, request: Request, number: int) -> bool:
+        """Send the signal to the child, and kill it if it is still there after a while."""
+        if slot.timed_out is None:
+            if not slot.freeze(request):
+                return False
+            slot.timed_out = request, 0.0
+            slot.mark.condemn(request.number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(slot.pid, number)
+            self.loop.call_later(TERMINATE_GRACE_S, lambda: self._kill(slot))
+        return True
+
+    def _kill(self, slot: Slot) -> None:
+        if self._children.get(slot.pid) is slot:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(slot.pid, signal.SIGKILL)
+
     def stop(self) -> None:
         """Close the sockets: each child ends after its task."""
         self.is_stopping = True
@@ -195,8 +215,15 @@ def _how(status: int) -> str:
     return f"exit code {os.WEXITSTATUS(status)}"
 
 
-def _leave_to_parent(_number: int, _frame: Any) -> None:
-    """Do nothing."""
+def _leaving_to_parent(mark: Mark) -> Callable[[int, Any], None]:
+    """Make a handler that does nothing, unless the signal is meant for the task that runs here."""
+
+    def handle(number: int, _frame: Any) -> None:
+        if mark.is_condemned():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    return handle
 
 
 def _end_with_parent(parent: int) -> None:

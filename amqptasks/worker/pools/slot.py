@@ -42,7 +42,8 @@ _NUMBER = struct.Struct("=Q")
 _WITHDRAWN_AT = _BEGUN.size
 _KEPT_AT = _WITHDRAWN_AT + _NUMBER.size
 _INTERRUPTED_AT = _KEPT_AT + _NUMBER.size
-_REPORTS_AT = _INTERRUPTED_AT + _NUMBER.size
+_CONDEMNED_AT = _INTERRUPTED_AT + _NUMBER.size
+_REPORTS_AT = _CONDEMNED_AT + _NUMBER.size
 MARK_BYTES: Final = _REPORTS_AT + (1 << 16)
 
 
@@ -88,6 +89,15 @@ class Mark:
         """Return the number of the task that is to be interrupted; 0 for none."""
         number: int = _NUMBER.unpack_from(self.memory, _INTERRUPTED_AT)[0]
         return number
+
+    def condemn(self, number: int) -> None:
+        """Note that the runner is to be ended by a signal because of this task."""
+        _NUMBER.pack_into(self.memory, _CONDEMNED_AT, number)
+
+    def is_condemned(self) -> bool:
+        """Whether it is to be ended because of the task that it runs."""
+        number: int = _NUMBER.unpack_from(self.memory, _CONDEMNED_AT)[0]
+        return number > 0 and number == self.begun()[0]
 
     def keep(self, report: bytes) -> bool:
         """Put a report that is held back where it survives the runner. False when it does not fit."""
