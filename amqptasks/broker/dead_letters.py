@@ -20,14 +20,12 @@ from pika.channel import Channel
 
 from amqptasks.broker.admin import NOT_FOUND, Refused
 from amqptasks.broker.confirming import ConfirmingAdmin, NotPublished, Returned
-from amqptasks.broker.topology import DeclareQueue, Version, dead_letter_queue
-from amqptasks.entities import Queue
+from amqptasks.broker.topology import DeclareQueue
 from amqptasks.exceptions import OperationalError, TopologyConflict
-from amqptasks.settings import Conf
 from amqptasks.wire.dead_letter import DeadLetter, original, read_dead_letter
 from amqptasks.wire.task import without_broker_headers
 
-__all__ = ["DeadLetters", "Held", "NotMoved", "dead_queue"]
+__all__ = ["DeadLetters", "Held", "NotMoved"]
 
 #: From so many deliveries on, a letter in a queue that was not declared by us is replaced by a fresh copy, well before
 #: RabbitMQ's own limit of 20.
@@ -36,14 +34,6 @@ REFRESH_AFTER: Final = 10
 
 class NotMoved(OperationalError):
     """A dead letter stays where it is: its copy did not arrive."""
-
-
-def dead_queue(conf: Conf, queue: Queue | str, version: Version | None) -> DeclareQueue:
-    """Return the declaration of the queue that keeps the dead letters of ``queue``, by these settings."""
-    return dead_letter_queue(
-        queue, conf.task_dead_letter_suffix, conf.task_default_queue_type, version,
-        ttl_s=conf.task_dead_letter_ttl, max_length=conf.task_dead_letter_max_length,
-    )  # fmt: skip
 
 
 class Held:

@@ -16,7 +16,7 @@ from amqptasks.exceptions import ImproperlyConfigured, TopologyConflict
 
 __all__ = [
     "BindExchange", "BindQueue", "DeclareExchange", "DeclareQueue", "Step", "caution", "conflict", "dead_letter_queue",
-    "exchanges", "plan", "queue_type", "server_version",
+    "dead_queue", "exchanges", "plan", "queue_type", "server_version",
 ]  # fmt: skip
 
 QUEUE_TYPES: Final = ("quorum", "classic")
@@ -164,6 +164,14 @@ def dead_letter_queue(
         arguments["x-overflow"] = "drop-head"
     dead = Queue(name, message_ttl=ttl_s, max_length=max_length, queue_arguments=arguments)
     return DeclareQueue(name, arguments=_arguments(dead, default_type, version or ()))
+
+
+def dead_queue(conf: Any, queue: Queue | str, version: Version | None) -> DeclareQueue:
+    """Return the declaration of the queue that keeps the dead letters of ``queue``, by these settings."""
+    return dead_letter_queue(
+        queue, conf.task_dead_letter_suffix, conf.task_default_queue_type, version,
+        ttl_s=conf.task_dead_letter_ttl, max_length=conf.task_dead_letter_max_length,
+    )  # fmt: skip
 
 
 def queue_type(queue: Queue, default_type: str) -> str:

@@ -439,7 +439,7 @@ def _places(
     obj: Globals, session: DeadLetters, queues: Sequence[str] | None
 ) -> Iterator[tuple[str, DeclareQueue]]:  # fmt: skip
     """Return the queues that are meant, each with its queue of dead letters."""
-    from amqptasks.broker.dead_letters import dead_queue
+    from amqptasks.broker.topology import dead_queue
 
     app = obj.app()
     suffix = app.conf.task_dead_letter_suffix

@@ -172,8 +172,7 @@ def _clock(app: App, probe: Probe) -> Iterator[Finding]:
 
 
 def _queues(app: App, probe: Probe) -> Iterator[Finding]:
-    from amqptasks.broker.dead_letters import dead_queue
-    from amqptasks.broker.topology import DeclareQueue, plan
+    from amqptasks.broker.topology import DeclareQueue, dead_queue, plan
 
     conf, version = app.conf, probe.version
     for queue in app.queues.values():

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from amqptasks.app.sender import Sender
 from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Outgoing
-from amqptasks.broker.dead_letters import dead_queue
 from amqptasks.broker.needs import Need
+from amqptasks.broker.topology import dead_queue
 from amqptasks.entities import Broadcast
 from amqptasks.exceptions import EncodeError, OperationalError, QueueNotFound, TopologyConflict, Unroutable
 from amqptasks.results.kept import kept_need

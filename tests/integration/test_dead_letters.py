@@ -17,8 +17,8 @@ from typing import Any
 import pika
 import pytest
 
-from amqptasks.broker.dead_letters import DeadLetters, dead_queue
-from amqptasks.broker.topology import DeclareQueue, dead_letter_queue, plan
+from amqptasks.broker.dead_letters import DeadLetters
+from amqptasks.broker.topology import DeclareQueue, dead_letter_queue, dead_queue, plan
 from amqptasks.exceptions import WorkerLostError
 from tests.command import Shell, environment
 from tests.running import Found, Workshop

@@ -6,7 +6,6 @@ number of its task: who interrupts names the number, and one that is not the win
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -135,6 +134,9 @@ class ThreadWindow:
 
 def _raise_in(thread_id: int, error: type[BaseException] | None) -> None:
     """Raise an exception in a thread at its next step in Python; None takes back one that has not arrived."""
+    # Here, for a megabyte of it is nothing that children need.
+    import ctypes
+
     raised = None if error is None else ctypes.py_object(error)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), raised)
 
