@@ -187,7 +187,10 @@ def _override(
         if option is None:
             continue
         source = "the command line"
-        if ctx.get_parameter_source(name.removeprefix("worker_").removeprefix("task_")) is click.core.ParameterSource.ENVIRONMENT:
+        if (
+            ctx.get_parameter_source(name.removeprefix("worker_").removeprefix("task_"))
+            is click.core.ParameterSource.ENVIRONMENT
+        ):
             source = f"the environment variable AMQPTASKS_{name.upper()}"
         # Celery takes 0 as "as many as there are processors", our setting's None.
         is_all = name == "worker_concurrency" and option == "0"
