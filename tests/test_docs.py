@@ -247,6 +247,45 @@ def test_every_function_that_a_page_names_is_in_its_file(page: Path) -> None:
     assert missing == []
 
 
+#: A test, or a row of the chaos table, by its file and name.
+_TEST = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
+
+
+def missing_tests(text: str) -> list[str]:
+    """The tests that a text names and that are not in their files."""
+    return [
+        f"{module}::{name}"
+        for module, name in _TEST.findall(text)
+        if not (ROOT / module).exists() or name not in names_in(ROOT / module)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_every_test_that_a_page_names_is_in_its_file(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert missing_tests(text) == []
+    assert text.count(".py::") == len(_TEST.findall(text)), "a reference to a test is not of the form that is checked"
+
+
+def test_a_test_that_is_missing_is_noticed() -> None:
+    named = "`tests/test_docs.py::names_in` `tests/test_docs.py::nothing` `tests/unit/nowhere.py::test_nothing`"
+    assert missing_tests(named) == ["tests/test_docs.py::nothing", "tests/unit/nowhere.py::test_nothing"]
+
+
+def test_every_promise_and_every_fault_has_its_proof_or_says_what_is_missing() -> None:
+    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    twelve, faults = text.split("## The twelve", 1)[1].split("\n## Faults", 1)
+    promises = re.split(r"^### \d+\. ", twelve, flags=re.MULTILINE)[1:]
+    assert len(promises) == 12
+    assert all(_TEST.search(promise) or "Not yet" in promise for promise in promises)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in faults.splitlines() if line[:1] == "|"]
+    proofs = {row[0]: row[2] for row in rows[2:]}
+    kinds = (("P", range(1, 9)), ("B", range(1, 9)), ("W", range(1, 14)), ("R", (1, 3)), ("I", range(1, 5)))
+    wanted = [f"{kind}{number}" for kind, numbers in (*kinds, ("X", range(1, 4))) for number in numbers]
+    assert list(proofs) == wanted
+    assert all(_TEST.search(proof) or proof.startswith(("No test", "As ")) for proof in proofs.values())
+
+
 # -- the table of what is there
 
 
