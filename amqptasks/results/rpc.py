@@ -31,6 +31,9 @@ from amqptasks.results.kept import KeptResults
 from amqptasks.results.payload import accepted_results
 from amqptasks.results.record import FOLLOWERS, ResultRecord, supersedes
 from amqptasks.results.registry import BackendApp
+from amqptasks.states import FAILURE
+from amqptasks.wire.binding import SIGNED_TYPE
+from amqptasks.wire.failures import to_plain
 from amqptasks.wire.message import PERSISTENT, TRANSIENT, Message
 from amqptasks.wire.serializers import Limits, dumps, loads
 
@@ -400,11 +403,12 @@ class RpcBackend(ResultBackend):
         try:
             record = self._read(properties, delivery.body)
         except ContentError as error:
-            # The task cannot be known for sure; its caller runs into its timeout, and the log says why.
-            logger.error(
-                "Threw away an answer that cannot be read (for task %.64r): %s", properties.correlation_id, error
-            )
-            return
+            task_id = properties.correlation_id
+            logger.error("An answer cannot be read (for task %.64r): %s", task_id, error)
+            # Whoever waits for it would wait for ever. But where answers are signed, nobody's word can end a wait.
+            if task_id is None or task_id not in self._slots or SIGNED_TYPE in self.options.accept:
+                return
+            record = ResultRecord.now(task_id, FAILURE, to_plain(error, self.options.serializer))
         self._take(record)
 
     def _read(self, properties: Any, body: bytes) -> ResultRecord:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from amqptasks.app.app import App
-from amqptasks.exceptions import EncodeError, ImproperlyConfigured, ResultUnreachable, TimeoutError
+from amqptasks.exceptions import ContentError, EncodeError, ImproperlyConfigured, ResultUnreachable, TimeoutError
 from amqptasks.results.handles import AsyncResult
 from amqptasks.wire.failures import RemoteError
 from tests.running import Gate, Workshop
@@ -414,3 +414,20 @@ def test_errors_are_kept_even_if_results_are_ignored(shop: Workshop) -> None:
     assert shop.tasks.loud.delay(False).get(timeout=20) is None
     with pytest.raises(ValueError, match="heard all the same"):
         shop.tasks.loud.delay(True).get(timeout=20)
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/x-python-serialize"])
+def test_an_answer_that_cannot_be_read_is_an_error_of_its_task(shop: Workshop, content_type: str) -> None:
+    # Given a call that is waited for, in a queue where no worker is
+    result = shop.tasks.add.apply_async((1, 2), queue=f"{shop.queue}-nobody")
+    shop.also_delete(f"{shop.queue}-nobody")
+    assert not result.ready()
+
+    # When an answer comes that cannot be read
+    reply_to = shop.app.backend.reply_to()
+    eventually(lambda: shop.admin.exists(reply_to))
+    shop.publish(b"\xff{", {}, queue=reply_to, correlation_id=result.id, content_type=content_type)
+
+    # Then whoever waits learns that, and does not wait for ever
+    with pytest.raises(ContentError):
+        result.get(timeout=20)
