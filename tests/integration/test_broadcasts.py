@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from amqptasks.app.app import App
-from amqptasks.broker.topology import BindExchange, DeclareQueue
 from amqptasks.entities import Broadcast
-from amqptasks.exceptions import ImproperlyConfigured, Unroutable
+from amqptasks.exceptions import Unroutable
 from amqptasks.utils.nodenames import worker_direct
 from tests.command import Shell
 from tests.running import Workshop
@@ -156,14 +155,6 @@ def test_a_broadcast_without_a_worker_is_told_and_a_delayed_one_holds_nobody_up(
         finally:
             # Whatever is stuck for it is free then, and other tests with it.
             shop.delete_exchange(name)
-
-
-def test_a_delayed_task_for_an_exchange_that_chooses_by_key_is_refused(shop: Shop) -> None:
-    with App(set_as_current=False) as app:
-        steps = app.sender.ladder.exits_for(app.sender.ladder.all_of("news"))
-        assert [type(each) for each in steps if isinstance(each, (DeclareQueue, BindExchange))]
-        with pytest.raises(ImproperlyConfigured, match="without one"):
-            app.send_task("x", exchange="news", countdown=1)
 
 
 def test_a_worker_can_be_sent_a_task_of_its_own(shop: Shop) -> None:
