@@ -243,3 +243,25 @@ def test_a_queue_that_is_deleted_under_a_worker_is_declared_again(shop: Workshop
     worker.wait_for(re.escape(f"cancelled consuming from queue {shop.queue!r}"))
     eventually(lambda: (shop.admin.counts(shop.queue) or (0, 0))[1] == 1, 20)
     assert get(shop.tasks.add.delay(2, 2)) == 4
+
+
+def test_a_task_that_is_longer_than_the_brokers_patience_is_told_and_runs_once(
+    own_broker: PrivateBroker, tmp_path: Path
+) -> None:
+    # Given a broker that waits a second for an acknowledgement, and looks often
+    own_broker.ctl(
+        "eval",
+        "application:set_env(rabbit, consumer_timeout, 1000), application:set_env(rabbit, channel_tick_interval, 200).",
+    )
+    with Workshop(tmp_path, own_broker.url, SOURCE) as shop:
+        worker = shop.start("-c", "1", "--prefetch-multiplier", "4")
+        # When a late-ack task takes longer, with others behind it
+        gate, results = running(shop, shop.tasks.late)
+        results += [shop.tasks.add.delay(number) for number in range(3)]
+        # Then the worker says what happened and what to do, and consumes again
+        said(worker, r"a task ran longer than its delivery timeout \(.*\)\. Raise consumer_timeout on the broker", 2)
+        # And the task, delivered again meanwhile, goes on and runs once, and so does what waited behind it
+        gate.open()
+        assert [each.get(timeout=40) for each in results] == ["late 0", 0, 1, 2]
+        assert set(Counter(shop.ledger()).values()) == {1}
+        assert worker.stop() == 0
