@@ -288,7 +288,9 @@ class QueueConsumer:
 
     def _cancelled(self, _frame: Any) -> None:
         logger.warning(
-            "The broker cancelled consuming from queue %r (deleted or moved); declaring it again", self.queue
+            "The broker cancelled consuming from queue %r (deleted or moved; or, from RabbitMQ 4.3 on, a task ran "
+            "longer than the queue's delivery timeout); declaring it again",
+            self.queue,
         )
         if self._declarer is not None and self._need is not None:
             self._declarer.forget(self._need.key)
