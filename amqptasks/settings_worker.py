@@ -96,6 +96,13 @@ WORKER: Final = (
     ),
     _S("worker_pool", _POOL, "prefork", "What runs tasks."),
     _S(
+        "worker_autoscale_keepalive",
+        seconds(above=True),
+        30.0,
+        "With `--autoscale`: seconds a slot is kept that is not needed.",
+        ours="new",
+    ),
+    _S(
         "worker_asyncio_threads",
         whole(1),
         32,

@@ -323,6 +323,8 @@ def _option(name: str) -> Callable[[], bool]:
     return lambda: any(name in parameter.opts for parameter in cli.commands["worker"].params)
 
 
+OF_CHILDREN = ("autoscale", "max-tasks-per-child")
+
 #: Each row of the README's table, and how to see whether the thing is there. One that says "yes" must be, one that says
 #: "not yet" must not be, so whoever brings it in says so in the README too. "In part" is taken at its word.
 ROWS: dict[str, Callable[[], bool]] = {
@@ -355,7 +357,7 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Revoking tasks": lambda: hasattr(AsyncResult, "revoke"),
     "Rate limits": _acts("task_default_rate_limit"),
     "`asyncio` pool, `async def` tasks": lambda: "asyncio" in POOLS,
-    "Autoscaling, `--max-tasks-per-child`": _option("--max-tasks-per-child"),
+    "Autoscaling, `--max-tasks-per-child`": lambda: all(_option(f"--{each}")() for each in OF_CHILDREN),
     "Chords": _can_send_chords,
     "`map`, `starmap`, `chunks`": lambda: hasattr(Task, "starmap"),
     "Results in Redis, MongoDB, memcached, files": _results_in("redis://localhost"),

@@ -158,7 +158,13 @@ class QueueConsumer:
     def _qos(self, channel: Channel | None) -> None:
         if self._channel is not None and channel is self._channel and channel.is_open:
             # Per consumer, never global: a quorum queue closes the whole connection on global QoS (540).
-            channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _frame: self._consume(channel))
+            asked = self._prefetch
+
+            def answered(_frame: Any) -> None:
+                # It may have been changed meanwhile; a consumer keeps what holds when it begins.
+                (self._consume if asked == self._prefetch else self._qos)(channel)
+
+            channel.basic_qos(prefetch_count=asked, callback=answered)
 
     def ack(self, delivery: Delivery) -> None:
         """Ack one delivery at the end of the turn; a stale one is left alone, for the broker has it back."""

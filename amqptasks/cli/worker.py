@@ -43,6 +43,17 @@ def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str 
     return text
 
 
+def _autoscale(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    words = value.split(",")
+    numbers = sorted(int(word) for word in words if word.strip().isdecimal())
+    if len(words) > 2 or len(numbers) != len(words) or numbers[-1] < 1:
+        raise click.BadParameter(f"expected MAX,MIN or MAX, whole numbers, MAX above 0, got: {value!r}")
+    # In either order, as in Celery.
+    return numbers[-1], numbers[0] if len(numbers) == 2 else 0
+
+
 @click.command(
     cls=Command, short_help="Run a worker.",
     examples=(
@@ -73,6 +84,10 @@ def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str 
 )  # fmt: skip
 @_queues("--purge", "--discard", "purge_first", is_flag=True, help="Delete all waiting messages first. No undo.")
 @_pool("-c", "--concurrency", metavar="N|auto", help="How many tasks run at once.")
+@_pool(
+    "--autoscale", metavar="MAX,MIN", callback=_autoscale,
+    help="Let the pool have as many as there is work for, within these; MIN is 0 if left out.",
+)  # fmt: skip
 @_pool(
     "-P", "--pool", metavar="POOL", shell_complete=one_of(POOLS),
     help="What runs tasks: prefork, threads, asyncio or solo.",
@@ -137,7 +152,7 @@ def worker(
 def _run(
     obj: Globals, app: App, background: Detached | None, pidfile: str | None, *, hostname: str | None,
     queues: tuple[str, ...] | None, exclude_queues: tuple[str, ...] | None, loglevel: str | int, logfile: str | None,
-    purge_first: bool,
+    purge_first: bool, autoscale: tuple[int, int] | None,
 ) -> int:  # fmt: skip
     from amqptasks.worker.worker import Worker, node_name
 
@@ -157,6 +172,7 @@ def _run(
             loglevel=loglevel,
             logfile=logfile,
             quiet=obj.quiet,
+            autoscale=autoscale,
         )
         if background is not None:
             # Sent when all that can be wrong from the start has been found, and before children are forked.

@@ -56,6 +56,8 @@ class Dispatcher:
         self.on_expired: Callable[[Request], None] = _unexpected
         #: Called with a slot and a task with a time limit that was given to it.
         self.on_limited: Callable[[Slot, Request], None] = lambda slot, request: None
+        #: Called when tasks wait although everything that could be handed out was.
+        self.on_full: Callable[[], None] = lambda: None
         self._loop = loop
         self._slots = slots
         self._on_begun = on_begun
@@ -167,6 +169,8 @@ class Dispatcher:
                     break
         if waiting:
             self._hand_out_ahead([slot for slot in slots if slot.is_open])
+            if waiting:
+                self.on_full()
         if not self._sweeping:
             self._sweeping = True
             self._loop.call_later(SWEEP_S, self._sweep)

@@ -32,13 +32,12 @@ from amqptasks.worker.executor import Executor
 from amqptasks.worker.pools.guard import Guard
 from amqptasks.worker.pools.pool import Pool, PoolEvents, Run
 from amqptasks.worker.settlement import Settlement
+from amqptasks.worker.sizing import Sizing
 from amqptasks.worker.stopping import Parts, Stopping
 from amqptasks.worker.storer import Storer
 
 logger = logging.getLogger("amqptasks.worker")
 
-#: The prefetch multiplier while tasks are very short, where none is set.
-SHORT_MULTIPLIER = 64
 #: How many tasks over their rate limit are held where nothing limits the prefetch.
 MAX_HELD = 64
 #: Acks wait this long to leave together, and let results go first; never when half of the prefetch waits. Seconds.
@@ -48,8 +47,6 @@ REPLAY_S = 5.0
 POOLS = ("asyncio", "prefork", "solo", "threads")
 #: How many tasks the asyncio pool runs at once, where it is not said.
 ASYNCIO_PLACES = 100
-#: The largest prefetch count that AMQP can carry.
-MAX_PREFETCH = 65_535
 
 
 class Worker:
@@ -60,6 +57,7 @@ class Worker:
         queues: Names of the queues to consume; the declared ones without.
         concurrency: How many tasks run at once; the number of cores without.
         pool: One of `POOLS`.
+        autoscale: How many tasks run at once at most and at least, instead of ``concurrency``.
     """
 
     def __init__(
@@ -74,6 +72,7 @@ class Worker:
         logfile: str | None = None,
         prefetch_multiplier: int | None = None,
         quiet: bool = False,
+        autoscale: tuple[int, int] | None = None,
     ) -> None:
         self.app = app
         conf = app.conf
@@ -84,21 +83,14 @@ class Worker:
         options = {
             "hostname": self.hostname, "queues": queues, "concurrency": concurrency, "pool": pool,
             "loglevel": self.loglevel, "logfile": logfile, "prefetch_multiplier": prefetch_multiplier,
+            "autoscale": autoscale,
         }  # fmt: skip
         signals.celeryd_init.send(self.hostname, instance=self, conf=conf, options=options)
         self.pool_name = pool or conf.worker_pool
         if self.pool_name not in POOLS:
             raise ImproperlyConfigured(f"expected the pool to be one of {', '.join(POOLS)}, got: {self.pool_name!r}")
         wanted = concurrency or conf.worker_concurrency
-        self.concurrency = _concurrency(self.pool_name, wanted)
-        multiplier = conf.worker_prefetch_multiplier if prefetch_multiplier is None else prefetch_multiplier
-        # Whoever sets the multiplier means it. Left alone, it is for tasks of some length.
-        is_default = prefetch_multiplier is None and "worker_prefetch_multiplier" not in conf.changed()
-        if conf.worker_disable_prefetch:
-            multiplier, is_default = 1, False
-        self.prefetch = min(self.concurrency * int(multiplier), MAX_PREFETCH)
-        short = min(self.concurrency * SHORT_MULTIPLIER, MAX_PREFETCH)
-        self.short_prefetch = short if is_default and self.pool_name != "asyncio" else self.prefetch
+        self.sizing = Sizing(conf, self.pool_name, _concurrency(self.pool_name, wanted), prefetch_multiplier, autoscale)
         self._settlement_limit: int = conf.worker_settlement_limit
         self._queue_names = None if queues is None else list(queues)
         self._quiet = quiet
@@ -123,6 +115,7 @@ class Worker:
             signals.worker_process_init.send(self.hostname)
         # Children are forked before any connection exists: there is nothing of the broker's for them to inherit.
         self.pool.start()
+        self.sizing.start()
         self._consume_link.start()
         self._publish_link.start()
         self._storer.prepare(self._on_misconfigured)
@@ -146,10 +139,10 @@ class Worker:
         self._consume_link = self._link("worker consumer", self._consume_up, self._consume_down, backoff, reads=True)
         self._executor = self._make_executor()
         self._dispatcher = Dispatcher(
-            loop, lambda: self.pool.slots, lambda request: self._deliveries.begun(request), self._on_pace
+            loop, lambda: self.pool.slots, lambda request: self._deliveries.begun(request), self.sizing.on_pace
         )
         # Tasks held back by their rates never take more than a part of the prefetch window from the others.
-        max_held = max(1, (self.prefetch or MAX_HELD * 4) // 4)
+        max_held = max(1, (self.sizing.prefetch or MAX_HELD * 4) // 4)
         self._deliveries = Deliveries(app, self.hostname, loop, self._dispatcher, self._settlement, max_held)
         self._revocations = RevocationReader(
             loop, conf.task_queue_prefix, conf.task_revoke_expires, self._confirms, self._deliveries.on_revocation,
@@ -176,6 +169,10 @@ class Worker:
                 self._settlement, self._confirms, self._consumers, (self._consume_link, self._publish_link),
                 self._revocations.stop,
             )
+        )  # fmt: skip
+        self.sizing.attach(
+            loop, self.pool, self._dispatcher, list(zip(self.queues, self._consumers, strict=True)),
+            self._deliveries.give_back_beyond, lambda: self._stopping.has_begun,
         )  # fmt: skip
 
     def _link(
@@ -223,11 +220,13 @@ class Worker:
         if self.pool_name == "asyncio":
             from amqptasks.worker.pools.asyncio_pool import make_pool
 
-            return make_pool(self.loop, self.concurrency, events, self._executor, self.app.conf.worker_asyncio_threads)
+            return make_pool(
+                self.loop, self.sizing.concurrency, events, self._executor, self.app.conf.worker_asyncio_threads
+            )
         if self.pool_name == "prefork":
             from amqptasks.worker.pools.prefork import PreforkPool
 
-            pool = PreforkPool(self.loop, self.concurrency, events, self._executor.run)
+            pool = PreforkPool(self.loop, self.sizing.concurrency, events, self._executor.run)
             pool.close_in_child = lambda: self._close_in_child(self._storer.pool)
             pool.nodename = self.hostname
             pool.max_tasks = self.app.conf.worker_max_tasks_per_child
@@ -235,7 +234,7 @@ class Worker:
             return pool
         from amqptasks.worker.pools.threads import ThreadPool
 
-        return ThreadPool(self.loop, self.concurrency, events, self._executor.run)
+        return ThreadPool(self.loop, self.sizing.concurrency, events, self._executor.run)
 
     def _make_storing_pool(self, events: PoolEvents, run: Run) -> Pool:
         if self.pool.can_kill:
@@ -261,7 +260,7 @@ class Worker:
 
     def _consumer(self, queue: Queue) -> QueueConsumer:
         return QueueConsumer(
-            self.loop, queue.name, prefetch=self.prefetch,
+            self.loop, queue.name, prefetch=self.sizing.prefetch_of(queue),
             need=None if queue.no_declare else self.app.sender.need(queue),
             on_delivery=self._deliveries.on_delivery, on_consuming=self._on_consuming, on_lost=self._on_lost_channel,
             on_refused=self._on_refused, arguments=queue.consumer_arguments, tag_prefix=self.hostname,
@@ -275,7 +274,7 @@ class Worker:
         return banner(
             hostname=self.hostname, app=repr(self.app), brokers=", publishing to ".join(brokers),
             results=self.app.backend.as_uri(), queues=self.queues, tasks=tasks,
-            concurrency=f"{self.concurrency} ({self.pool.describe()}), prefetch {self.prefetch or 'unlimited'}"
+            concurrency=f"{self.sizing.text} ({self.pool_name}), prefetch {self.sizing.prefetch or 'unlimited'}"
             f"{', late acks' if conf.task_acks_late else ''}",
         )  # fmt: skip
 
@@ -341,18 +340,6 @@ class Worker:
         if close_slots is not None:
             close_slots()
 
-    def _on_pace(self, is_short: bool) -> None:
-        """Prefetch more while tasks are so short that acks and deliveries take longer than they do."""
-        if self.short_prefetch == self.prefetch or self._stopping.has_begun:
-            return
-        for queue, consumer in zip(self.queues, self._consumers, strict=True):
-            # A new consumer would go to the end of the line where only the first is active, and a queue that ends with
-            # its last consumer would end between the two.
-            if not (queue.auto_delete or (queue.queue_arguments or {}).get("x-single-active-consumer")):
-                consumer.set_prefetch(self.short_prefetch if is_short else self.prefetch)
-        if not is_short:
-            self._deliveries.give_back_beyond(self.prefetch)
-
     def _settled(self) -> None:
         paused = self._settlement.unsettled >= self._settlement_limit
         if self._dispatcher.is_paused and not paused:
@@ -368,6 +355,23 @@ class Worker:
             ValueError: A limit is no number above 0, or the soft one is above the hard one.
         """
         self._deliveries.set_time_limits(name, hard, soft)
+
+    @property
+    def concurrency(self) -> int:
+        """How many tasks run at once, as of now. What changes that is in `sizing`."""
+        return self.sizing.concurrency
+
+    def pool_grow(self, count: int = 1) -> None:
+        """Let so many more tasks run at once: `Sizing.grow`. On the loop's thread."""
+        self.sizing.grow(count)
+
+    def pool_shrink(self, count: int = 1) -> None:
+        """Let so many fewer tasks run at once: `Sizing.shrink`. On the loop's thread."""
+        self.sizing.shrink(count)
+
+    def autoscale(self, most: int | None = None, least: int | None = None) -> tuple[int, int]:
+        """Change how many tasks run at once at most and at least: `Sizing.autoscale`. On the loop's thread."""
+        return self.sizing.autoscale(most, least)
 
 
 def node_name(given: str | None) -> str:

@@ -726,3 +726,87 @@ def test_children_end_with_their_parent(tmp_path: Path, name: str) -> None:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+
+# ---- Size
+
+RESIZABLE = [name for name, kind in SUBJECTS.items() if kind.can_resize]
+
+
+@pytest.mark.parametrize("name", RESIZABLE)
+def test_a_pool_grows_while_its_slots_are_busy(new: Callable[..., Ground], name: str) -> None:
+    # Given a pool whose only slot is held by a task
+    ground = new(SUBJECTS[name])
+    pool, gate = ground.pool, ground.gate("g")
+    ground.assign(pool.slots[0], "held", "gate:g")
+    ground.turn_until(partial(_is_reached, gate))
+    # When it grows / Then it says that there is room, and the new ones run tasks
+    freed = ground.freed
+    pool.grow(2)
+    assert (pool.size, len(pool.slots), ground.freed) == (3, 3, freed + 1)
+    for number, slot in enumerate(pool.slots[1:]):
+        ground.assign(slot, str(number))
+    ground.turn_until(lambda: sorted(ground.done) == ["0", "1"])
+    assert len({slot.name for slot in pool.slots}) == 3
+
+
+@pytest.mark.parametrize("name", RESIZABLE)
+def test_idle_slots_go_first_and_a_busy_one_after_its_task(new: Callable[..., Ground], name: str) -> None:
+    # Given three slots, of which one is held by a task, with another sent ahead to it
+    ground = new(SUBJECTS[name], 3)
+    pool, gate = ground.pool, ground.gate("g")
+    held, *idle = pool.slots
+    ground.assign(held, "held", "gate:g")
+    ground.turn_until(partial(_is_reached, gate))
+    ground.assign(held, "ahead")
+
+    # When the pool shrinks by two / Then the idle ones go, and the other still takes tasks
+    pool.shrink(2)
+    assert (pool.size, pool.slots, held.is_open) == (1, [held], True)
+
+    # When it shrinks once more / Then its slot takes none any more, and gives back what has not begun
+    pool.shrink(1)
+    assert (pool.size, pool.slots, held.is_open) == (0, [held], False)
+    assert ground.lost == [("ahead", False, "the pool has become smaller")]
+
+    # And it goes when its task has ended, which it does, and none takes its place
+    gate.open()
+    ground.turn_until(lambda: not pool.slots)
+    assert ground.done == ["held"]
+    if isinstance(pool, PreforkPool):
+        ground.turn_until(lambda: pool.is_stopped)
+
+    # And the pool can grow again, under the old names
+    pool.grow(2)
+    assert [slot.name for slot in pool.slots] == [held.name, min(each.name for each in idle)]
+    ground.assign(pool.slots[1], "again")
+    ground.turn_until(lambda: ground.done == ["held", "again"])
+
+
+@pytest.mark.parametrize("name", KILLABLE)
+def test_a_slot_that_is_to_go_is_not_replaced_when_it_dies(new: Callable[..., Ground], name: str) -> None:
+    # Given two slots that are to go after their tasks
+    ground = new(SUBJECTS[name], 2)
+    pool = ground.pool
+    ground.gate("g")
+    for slot in pool.slots:
+        ground.assign(slot, slot.name, "gate:g")
+    ground.turn_until(lambda: len(ground.runs) == 2)
+    pool.shrink(2)
+    # When their processes die / Then their tasks are reported as lost, and there are no slots
+    for slot in list(pool.slots):
+        os.kill(slot.pid, signal.SIGKILL)
+    ground.turn_until(lambda: len(ground.lost) == 2)
+    assert pool.slots == [] and all(begun for _id, begun, _how in ground.lost)
+
+
+def test_a_child_that_has_run_enough_is_not_replaced_if_it_is_to_go(new: Callable[..., Ground]) -> None:
+    # Given a child that is to end after its task in any case / When the pool shrinks meanwhile / Then there is none
+    ground = new(PreforkPool, max_tasks=1)
+    pool, gate = ground.pool, ground.gate("g")
+    ground.assign(pool.slots[0], "held", "gate:g")
+    ground.turn_until(partial(_is_reached, gate))
+    pool.shrink(1)
+    gate.open()
+    ground.turn_until(lambda: pool.is_stopped)
+    assert ground.done == ["held"] and pool.slots == [] and not ground.lost

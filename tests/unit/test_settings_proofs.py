@@ -136,6 +136,8 @@ PROOFS = {
     # Worker: concurrency, pool and prefetch are set by their options
     "worker_concurrency": "integration/test_worker.py::test_as_many_tasks_run_at_once_as_there_are_slots",
     "worker_pool": "integration/test_worker.py::test_every_pool_runs_tasks_where_it_says",
+    "worker_autoscale_keepalive": "integration/test_autoscaling.py::"
+    "test_the_pool_grows_to_its_work_and_shrinks_after_it",
     "worker_asyncio_threads": f"{_EFFECTS}test_the_asyncio_pool_runs_as_many_plain_tasks_at_once_as_it_is_told",
     "worker_direct": "integration/test_broadcasts.py::test_a_worker_can_be_sent_a_task_of_its_own",
     "worker_prefetch_multiplier": "integration/test_worker.py::test_a_worker_fetches_as_much_ahead_as_it_is_told",

@@ -61,6 +61,8 @@ class Pool(ABC):
 
     #: Whether a running task can be ended from outside.
     can_kill = False
+    #: Whether its size can be changed.
+    can_resize = False
 
     def __init__(self, loop: Loop, size: int, events: PoolEvents, run: Run) -> None:
         self.loop = loop
@@ -94,13 +96,49 @@ class Pool(ABC):
     def start(self) -> None:
         """Make every slot."""
         for index in range(self.size):
-            self.slots.append(self.spawn(index))
+            self.slots.append(self._make(index))
+
+    def _make(self, index: int) -> Slot:
+        slot = self.spawn(index)
+        slot.index = index
+        return slot
+
+    # -- size
+
+    def grow(self, count: int) -> None:
+        """Add slots."""
+        taken = {slot.index for slot in self.slots}
+        free = [index for index in range(len(taken) + count) if index not in taken]
+        for index in free[:count]:
+            self.slots.append(self._make(index))
+            self.size += 1
+        self._events.on_free()
+
+    def shrink(self, count: int) -> None:
+        """Take slots away: idle ones at once, and of the busy ones each after its task. None gets another task."""
+        staying = [slot for slot in self.slots if not slot.is_leaving]
+        # The last to come first, as far as they are idle.
+        staying.sort(key=lambda slot: (bool(slot.assigned), -slot.index))
+        for slot in staying[:count]:
+            self.size -= 1
+            slot.is_leaving = slot.is_retiring = True
+            for request in reversed(slot.take_back()):
+                self._events.on_lost(request, False, "the pool has become smaller")
+            self._leave(slot)
+
+    def _leave(self, slot: Slot) -> None:
+        """Let a slot go that is to leave, once it has nothing to do."""
+        if not slot.assigned and slot in self.slots:
+            self.slots.remove(slot)
+            slot.close()
 
     # -- what slots report
 
     def on_outcome(self, slot: Slot, request: Request, outcome: Outcome) -> None:
         """Pass it on."""
         self._events.on_outcome(slot, request, outcome)
+        if slot.is_leaving:
+            self._leave(slot)
 
     def on_message(self, slot: Slot, request: Request, message: FollowUp) -> None:
         """Pass it on."""
@@ -134,14 +172,13 @@ class Pool(ABC):
         """Replace a slot that begins nothing any more."""
         if slot not in self.slots:
             return
-        index = self.slots.index(slot)
         slot.is_retiring = True
         left = slot.abandon()
         slot.close()
-        if self.is_stopping:
-            self.slots.pop(index)
+        if self.is_stopping or slot.is_leaving:
+            self.slots.remove(slot)
         else:
-            self._replace(slot, index)
+            self._replace(slot)
         for request in left:
             self._events.on_lost(request, False, "it was replaced")
 
@@ -153,20 +190,19 @@ class Pool(ABC):
         """Take a slot out, report its tasks as lost, and put a new one in its place unless the pool is stopping."""
         if slot not in self.slots:
             return
-        index = self.slots.index(slot)
         begun, _started = slot.begun()
         left = slot.abandon()
         slot.close()
-        if self.is_stopping:
-            self.slots.pop(index)
+        if self.is_stopping or slot.is_leaving:
+            self.slots.remove(slot)
         elif not begun and time.monotonic() - slot.born < QUICK_DEATH_S:
             # It did not live to see a task: whatever kills it would kill the next one at once, and so on for ever.
             logger.error("%s ended right after its start (%s); trying again in %g s", slot.name, how, RESPAWN_S)
-            self.loop.call_later(RESPAWN_S, lambda: self._replace(slot, index))
+            self.loop.call_later(RESPAWN_S, lambda: self._replace(slot))
         else:
             level = logging.WARNING if slot.timed_out is None else logging.INFO
             logger.log(level, "%s ended (%s); starting another", slot.name, how)
-            self._replace(slot, index)
+            self._replace(slot)
         timed_out, limit_s = slot.timed_out or (None, 0.0)
         for request in left:
             if request is timed_out:
@@ -174,7 +210,7 @@ class Pool(ABC):
             else:
                 self._events.on_lost(request, request.number <= begun, how)
 
-    def _replace(self, slot: Slot, index: int) -> None:
-        if not self.is_stopping and index < len(self.slots) and self.slots[index] is slot:
-            self.slots[index] = self.spawn(index)
+    def _replace(self, slot: Slot) -> None:
+        if not self.is_stopping and slot in self.slots:
+            self.slots[self.slots.index(slot)] = self._make(slot.index)
             self._events.on_free()

@@ -141,11 +141,15 @@ class Slot:
 
     Attributes:
         is_shared: Many tasks run in it at once: ``places`` of them. See `pools/asyncio_pool.py`.
+        index: Its place in the pool; its name counts from 1.
+        is_leaving: It is not replaced when it ends, for the pool is to be smaller.
         timed_out: The task because of whose hard limit, in seconds, it is being ended.
     """
 
     is_shared = False
     places = 1
+    index = 0
+    is_leaving = False
 
     def __init__(self, loop: Loop, owner: SlotOwner, sock: socket.socket, mark: Mark, gate: Any, name: str) -> None:
         self.name = name

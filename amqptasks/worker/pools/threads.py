@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 class ThreadPool(Pool):
     """One thread a slot."""
 
+    can_resize = True
+
     def spawn(self, index: int) -> Slot:
         """Start a thread."""
         ours, theirs = socket.socketpair()
