@@ -7,6 +7,7 @@ elsewhere, see ``tests/unit/test_settings_proofs.py``.
 from __future__ import annotations
 
 import json
+import re
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from amqptasks.broker.parameters import endpoints
 from amqptasks.broker.revocations import stream_name, stream_need
 from amqptasks.broker.topology import DeclareExchange, DeclareQueue
 from amqptasks.entities import Queue
-from amqptasks.exceptions import InvalidTaskError, NotSent, TaskRevokedError, WorkerLostError
+from amqptasks.exceptions import ContentError, InvalidTaskError, NotSent, TaskRevokedError, WorkerLostError
 from tests.proxy import Proxy
 from tests.running import Found, Workshop
 from tests.support import eventually
@@ -321,7 +322,9 @@ def test_an_answer_is_read_if_its_content_is_accepted(strict: Workshop, caplog: 
     with App(broker=strict.broker_url, backend="rpc://", set_as_current=False, result_accept_content=["json"]) as app:
         # And where results may be in JSON alone, they are refused
         result = app.send_task(name, (1,), queue=strict.queue)
-        eventually(lambda: not result.ready() and said in caplog.text, 20.0)
+        with pytest.raises(ContentError, match=re.escape(said)):
+            result.get(timeout=20)
+        assert said in caplog.text
 
 
 # ---- A worker with lenient settings
