@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -96,8 +97,16 @@ def counts(shop: Workshop) -> dict[str, int]:
     return {queue: number for queue, number in found.items() if number}
 
 
+def is_met(shop: Workshop, queue: str) -> bool:
+    return shop.waiting(queue) > 0
+
+
 def arrived(shop: Workshop, **expected: int) -> None:
-    eventually(lambda: counts(shop) == expected, 10)
+    def look() -> None:
+        found = counts(shop)
+        assert found == expected, f"{found}, expected {expected}"
+
+    eventually(look, 10)
 
 
 def test_a_task_without_a_route_goes_to_the_default_queue(shop: Workshop) -> None:
@@ -122,12 +131,20 @@ def test_a_call_chooses_over_its_route(shop: Workshop) -> None:
     arrived(shop, images=1, urgent=1, large=1)
 
 
-def test_a_delayed_call_comes_to_its_queue_alone(shop: Workshop) -> None:
-    # Given a queue that shares its exchange with others / When a call to it waits / Then it is in no work queue
-    shop.tasks.plain.apply_async(queue=f"{shop.project.name}-readers", countdown=1)
+def test_a_delayed_call_goes_where_one_without_delay_goes(shop: Workshop) -> None:
+    # Given two queues that share an exchange, both declared
+    readers, archive = (f"{shop.project.name}-{name}" for name in ("readers", "archive"))
+    shop.tasks.plain.apply_async(queue=archive)
+    shop.tasks.plain.apply_async(queue=readers)
+    for queue in (readers, archive):
+        # The second call has come to both.
+        eventually(partial(is_met, shop, queue))
+    eventually(lambda: not any(shop.admin.purge(queue) for queue in (readers, archive)))
+    # When a call to one of them waits / Then it is in no work queue
+    shop.tasks.plain.apply_async(queue=readers, countdown=1)
     assert counts(shop) == {}
-    # And when it is due, its queue alone gets it
-    arrived(shop, readers=1)
+    # And when it is due, its exchange gives it to both
+    arrived(shop, readers=1, archive=1)
 
 
 def test_a_topic_exchange_sends_by_the_words_of_the_key(shop: Workshop) -> None:
