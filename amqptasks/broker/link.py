@@ -312,8 +312,8 @@ class Link:
             self._loop.remove_timeout(self._timer)
             self._attempt()
 
-    def stop(self, then: Callable[[], None] | None = None) -> None:
-        """Close for good: politely for `CLOSE_GRACE_S`, then by dropping the socket. Returns at once.
+    def stop(self, then: Callable[[], None] | None = None, grace_s: float = CLOSE_GRACE_S) -> None:
+        """Close for good: politely for so long, then by dropping the socket. Returns at once.
 
         ``then`` is called when no socket is left.
         """
@@ -323,14 +323,14 @@ class Link:
             self._timer = None
         closing = [each for each in (self.connection, self._connecting) if each is not None]
         for connection in closing:
-            self._close(connection)
+            self._close(connection, grace_s)
         if then is not None:
             self._when_closed(closing, then)
 
-    def close(self, thread: LoopThread, timeout_s: float) -> None:
+    def close(self, thread: LoopThread, timeout_s: float, grace_s: float = CLOSE_GRACE_S) -> None:
         """`stop` it from another thread than its loop's, and wait until no socket is left, at most ``timeout_s``."""
         closed = threading.Event()
-        thread.call(lambda: self.stop(closed.set))
+        thread.call(lambda: self.stop(closed.set, grace_s))
         closed.wait(timeout_s)
 
     def _when_closed(self, closing: list[Connection], then: Callable[[], None]) -> None:
@@ -360,10 +360,10 @@ class Link:
         self.connection = self._connecting = None
         self._timer = None
 
-    def _close(self, connection: Connection) -> None:
+    def _close(self, connection: Connection, grace_s: float = CLOSE_GRACE_S) -> None:
         if connection.is_open:
             connection.close()
-            self._loop.call_later(CLOSE_GRACE_S, lambda: self._drop_if_open(connection))
+            self._loop.call_later(grace_s, lambda: self._drop_if_open(connection))
         else:
             self._drop_if_open(connection)
 

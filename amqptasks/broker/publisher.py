@@ -385,7 +385,13 @@ class Publisher:
         if self._second is not None:
             self._second.close(timeout_s)
         if self._link is not None:
-            self._link.close(self._thread, CLOSE_TIMEOUT_S)
+            if self._confirm:
+                self._link.close(self._thread, CLOSE_TIMEOUT_S)
+            else:
+                # Only the broker's answer to the good-bye says that it has read everything: a socket that is dropped
+                # before may take what has not been read with it.
+                left_s = max(CLOSE_TIMEOUT_S, deadline - time.monotonic())
+                self._link.close(self._thread, left_s, grace_s=left_s)
         self._link = self._channel = self._declarer = self._targets = None
 
 

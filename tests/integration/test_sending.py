@@ -689,6 +689,30 @@ def test_a_program_may_end_right_after_its_sends(tmp_path: Path, broker_url: str
     assert inbox.ids() == Counter(printed.split())
 
 
+def test_a_close_without_confirms_waits_until_the_broker_has_read_everything(
+    proxy: Proxy, new_app: Callable[..., App], inbox: Inbox
+) -> None:
+    # Given a program without confirms whose last messages are still on their way
+    app = new_app(proxy.url, broker_publish_confirm=False)
+    send(app)
+    eventually(lambda: inbox.count() == 1)
+    proxy.stall()
+    for _ in range(50):
+        send(app)
+
+    # When it closes, Then it waits for longer than a polite good-bye takes
+    closing = threading.Thread(target=app.close, daemon=True)
+    closing.start()
+    closing.join(2.0)
+    assert closing.is_alive()
+
+    # And once the way is free everything arrives, and it is done
+    proxy.heal()
+    closing.join(LONG_S)
+    assert not closing.is_alive()
+    eventually(lambda: inbox.count() == 51)
+
+
 # ---- A node of our own, to be put under pressure
 
 
