@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 from amqptasks.app import context
 from amqptasks.app.async_calls import AsyncCalls
 from amqptasks.app.context import Context
-from amqptasks.app.eager import run_here
 from amqptasks.app.handlers import Handlers, Hooks, hooks_of
 from amqptasks.app.retrying import Retries, retry_automatically
 from amqptasks.canvas.signature import Signature
@@ -260,6 +259,9 @@ class Task(Handlers, Retries, AsyncCalls[P], Generic[P, R]):
                 args, kwargs, link, link_error, task_id, retries, throw, logfile, loglevel, headers, **options
             )
         options.update(link=link, link_error=link_error, task_id=task_id, headers=headers)
+        # Here: a program that only sends does not pay for it.
+        from amqptasks.app.eager import run_here
+
         return run_here(
             self, args, kwargs, options, retries=retries or 0, throw=throw, logfile=logfile, loglevel=loglevel
         )
