@@ -13,6 +13,9 @@ import msgpack
 #: A frame holds a message's body and its headers; bodies are bounded by ``task_message_max_bytes`` before they come
 #: here.
 MAX_FRAME_BYTES = 1 << 30
+#: What a reader begins with, and what it keeps in memory: msgpack fills its buffer to the end before it starts over.
+#: Its own 1 MiB a reader would be a tenth of a small worker. It grows for the frame that needs more.
+BUFFER_BYTES = 64 * 1024
 
 _pack = msgpack.Packer(default=str, use_bin_type=True, unicode_errors="surrogatepass", autoreset=True).pack
 
@@ -30,6 +33,7 @@ class FrameReader:
         self._unpacker = msgpack.Unpacker(
             raw=False,
             use_list=True,
+            read_size=BUFFER_BYTES,
             max_buffer_size=MAX_FRAME_BYTES,
             unicode_errors="surrogatepass",
             strict_map_key=False,
