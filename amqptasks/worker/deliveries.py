@@ -83,6 +83,10 @@ class Deliveries:
 
     # -- coming in
 
+    def expect(self, outstanding: int) -> None:
+        """Be ready for so many deliveries that come again after a lost connection; 0: any number."""
+        self._ledger.expect(outstanding)
+
     def on_delivery(self, delivery: Delivery) -> None:
         """Take a message in."""
         if self._takes_no_more:

@@ -10,8 +10,10 @@ from typing import Final
 
 from amqptasks.worker.request import Request
 
-#: Finished tasks remembered. More than the deliveries one lost connection can bring back.
-MAX_FINISHED: Final = 10_000
+#: Finished tasks remembered at least.
+MIN_FINISHED: Final = 1_000
+#: Finished tasks remembered where nothing bounds what one lost connection can bring back.
+UNBOUNDED_FINISHED: Final = 10_000
 
 Key = tuple[str, int]
 
@@ -19,11 +21,18 @@ Key = tuple[str, int]
 class Ledger:
     """The running and the recently finished attempts. Belongs to the loop's thread."""
 
-    def __init__(self, limit: int = MAX_FINISHED) -> None:
+    def __init__(self, limit: int = MIN_FINISHED) -> None:
         self._limit = limit
         self._running: dict[Key, Request] = {}
         self._finished: set[Key] = set()
         self._oldest: deque[Key] = deque()
+
+    def expect(self, outstanding: int) -> None:
+        """Remember enough for the deliveries that the broker may have outstanding with this worker; 0: any number."""
+        # What a lost connection brings back was not acked in the broker's eyes, so it is within the prefetch counts;
+        # twice that, for the copies that come while the first are still being told apart. Never less than before: what
+        # was delivered under a larger count may still come back.
+        self._limit = max(self._limit, 2 * outstanding or UNBOUNDED_FINISHED)
 
     def begin(self, request: Request) -> None:
         """Take note of a task that was accepted."""

@@ -51,22 +51,25 @@ class Sizing:
 
     def attach(
         self, loop: Loop, pool: Pool, dispatcher: Dispatcher, consumers: Sequence[tuple[Queue, QueueConsumer]],
-        give_back_beyond: Callable[[int], None], is_over: Callable[[], bool],
+        expect: Callable[[int], None], give_back_beyond: Callable[[int], None], is_over: Callable[[], bool],
     ) -> None:  # fmt: skip
         """Learn what there is to size.
 
         Args:
+            expect: Is told how many deliveries the broker may have outstanding with the worker; 0: any number.
             give_back_beyond: Puts the waiting tasks beyond so many back into their queues.
             is_over: Whether the worker is about to end.
         """
         self._pool = pool
         self._consumers = consumers
+        self._expect = expect
         self._give_back_beyond = give_back_beyond
         self._is_over = is_over
         if self._bounds is not None:
             self._autoscaler = Autoscaler(
                 loop, pool, dispatcher, self._bounds, self._keepalive_s, self._resize, is_over
             )
+        expect(self._outstanding())
 
     def start(self) -> None:
         """Let the size follow what there is to do, if it is to."""
@@ -151,11 +154,15 @@ class Sizing:
         if prefetch == before or self._is_over():
             return
         self.prefetch = prefetch
+        self._expect(self._outstanding())
         followers = [consumer for queue, consumer in self._consumers if _can_follow(queue)]
         for consumer in followers:
             consumer.set_prefetch(prefetch)
         if followers and prefetch < before:
             self._give_back_beyond(prefetch)
+
+    def _outstanding(self) -> int:
+        return sum(self.prefetch_of(queue) for queue, _ in self._consumers) if self.prefetch else 0
 
 
 def _can_follow(queue: Queue) -> bool:

@@ -172,7 +172,7 @@ class Worker:
         )  # fmt: skip
         self.sizing.attach(
             loop, self.pool, self._dispatcher, list(zip(self.queues, self._consumers, strict=True)),
-            self._deliveries.give_back_beyond, lambda: self._stopping.has_begun,
+            self._deliveries.expect, self._deliveries.give_back_beyond, lambda: self._stopping.has_begun,
         )  # fmt: skip
 
     def _link(

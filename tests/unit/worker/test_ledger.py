@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from amqptasks.broker.loop import Loop
-from amqptasks.worker.ledger import MAX_FINISHED, Ledger
+from amqptasks.worker.ledger import MIN_FINISHED, UNBOUNDED_FINISHED, Ledger
 from tests.requests import Deliverer
 
 
@@ -78,6 +78,19 @@ def test_copies_take_no_room_from_others(deliverer: Deliverer) -> None:
     assert not ledger.is_finished(other.key) and ledger.is_finished(copied.key)
 
 
-def test_it_remembers_more_than_one_lost_connection_brings_back() -> None:
-    # The broker may have this many deliveries outstanding with one worker at the widest usual prefetch.
-    assert MAX_FINISHED >= 10_000
+@pytest.mark.parametrize(
+    ("outstanding", "remembered"), [((8,), MIN_FINISHED), ((3_000,), 6_000), ((3_000, 8), 6_000), ((0,), 10_000)]
+)
+def test_it_remembers_more_than_one_lost_connection_brings_back(
+    deliverer: Deliverer, outstanding: tuple[int, ...], remembered: int
+) -> None:
+    # Given the prefetch counts of the consumers, one after another; 0: none / When more than that many attempts end
+    assert UNBOUNDED_FINISHED == 10_000
+    ledger = Ledger()
+    for count in outstanding:
+        ledger.expect(count)
+    requests = [deliverer.request(str(number)) for number in range(remembered + 1)]
+    for each in requests:
+        ledger.end(each)
+    # Then the newest are known
+    assert not ledger.is_finished(requests[0].key) and all(ledger.is_finished(each.key) for each in requests[1:])
