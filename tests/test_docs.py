@@ -29,7 +29,8 @@ import amqptasks
 from amqptasks import App, Task, chord, group, signals
 from amqptasks.broker.admin import Admin
 from amqptasks.broker.parameters import endpoints
-from amqptasks.cli.main import cli
+from amqptasks.cli.main import COMMANDS
+from amqptasks.cli.worker import worker as worker_command
 from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.result import AsyncResult
 from amqptasks.settings_table import SETTINGS
@@ -316,11 +317,11 @@ def _acts(setting: str) -> Callable[[], bool]:
 
 
 def _command(*names: str) -> Callable[[], bool]:
-    return lambda: all(name in cli.commands for name in names)
+    return lambda: all(name in COMMANDS for name in names)
 
 
 def _option(name: str) -> Callable[[], bool]:
-    return lambda: any(name in parameter.opts for parameter in cli.commands["worker"].params)
+    return lambda: any(name in parameter.opts for parameter in worker_command.params)
 
 
 OF_CHILDREN = ("autoscale", "max-tasks-per-child")

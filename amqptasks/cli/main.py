@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -10,19 +11,10 @@ from typing import Any
 import click
 
 from amqptasks._version import __version__
-from amqptasks.cli.call import call
 from amqptasks.cli.common import EXIT_FAILED, CliError, Globals
-from amqptasks.cli.completion import complete_modules, completion
-from amqptasks.cli.dead import dead
-from amqptasks.cli.doctor import doctor
-from amqptasks.cli.elements import Group, name_variables
+from amqptasks.cli.completion import complete_modules
+from amqptasks.cli.elements import ENVIRONMENT_PREFIX, Group, name_variables
 from amqptasks.cli.errors import is_plain, show, show_warnings
-from amqptasks.cli.purge import purge
-from amqptasks.cli.queues import queues
-from amqptasks.cli.report import report
-from amqptasks.cli.result import result
-from amqptasks.cli.shell import shell
-from amqptasks.cli.worker import worker
 
 __all__ = ["cli", "run"]
 
@@ -31,8 +23,24 @@ START_DIRECTORY = "amqptasks.start_directory"
 ARGUMENTS = "amqptasks.arguments"
 
 
+#: Each stands in a module of its name, imported when it is asked for: a worker keeps no other command in its memory.
+COMMANDS = ("call", "completion", "dead", "doctor", "purge", "queues", "report", "result", "shell", "worker")
+
+
 class Root(Group):
     """The program itself. It remembers its command line, for a command that hands it on."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None if there is no such."""
+        if cmd_name in COMMANDS and cmd_name not in self.commands:
+            command: click.Command = getattr(importlib.import_module(f"amqptasks.cli.{cmd_name}"), cmd_name)
+            name_variables(command, f"{ENVIRONMENT_PREFIX}_{cmd_name.upper()}")
+            self.add_command(command, cmd_name)
+        return super().get_command(ctx, cmd_name)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the command line, as click does."""
@@ -86,8 +94,6 @@ def cli(ctx: click.Context, /, no_color: bool, **options: Any) -> None:
         setattr(given, name, value)
 
 
-for _command in (call, completion, dead, doctor, purge, queues, report, result, shell, worker):
-    cli.add_command(_command)
 name_variables(cli)
 
 

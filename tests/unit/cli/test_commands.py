@@ -17,7 +17,10 @@ from amqptasks.settings_table import SETTINGS
 def every(command: click.Command = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     yield path, command
     if isinstance(command, click.Group):
-        for name, each in command.commands.items():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            each = command.get_command(context, name)
+            assert each is not None
             yield from every(each, (*path, name))
 
 
@@ -64,7 +67,7 @@ def test_examples_can_be_typed(name: str) -> None:
         rest = [*(getattr(root, "_protected_args", None) or root.protected_args), *root.args]
         found, each = (), cli
         while isinstance(each, click.Group):
-            found, (each, rest) = (*found, rest[0]), (each.commands[rest[0]], rest[1:])
+            found, (each, rest) = (*found, rest[0]), (each.get_command(root, rest[0]), rest[1:])
         assert path in ((), found)
         each.make_context(found[-1], rest, parent=root)
 
