@@ -161,12 +161,29 @@ class ResultBackend(ABC):
     # -- groups
 
     def save_group(self, group_id: str, plain: Any) -> None:
-        """Keep the plain tuple of a group's results (`GroupResult.as_tuple`) for `fetch_group`."""
+        """Keep the plain form of a group's results for `fetch_group`, instead of any kept before.
+
+        It expires with ``result_expires``, as results do. Stores of keys and values keep it as Celery does, so that
+        both read it: the map ``{"result": plain}``, serialized as results are, under ``celery-taskset-meta-<id>``.
+
+        Args:
+            plain: What `GroupResult.as_tuple` returns: ``((id, parent), [((member, parent), None), …])``. Lists and
+                tuples are the same here, and members that are groups have lists of their own.
+
+        Raises:
+            NoResultBackend: This backend keeps no groups.
+            BackendStoreError: It could not be kept.
+        """
         del group_id, plain
         raise self._cannot_keep_groups()
 
     def fetch_group(self, group_id: str) -> Any:
-        """Return what `save_group` kept; None when nothing is."""
+        """Return the plain form that `save_group` kept; None when nothing is.
+
+        Raises:
+            NoResultBackend: This backend keeps no groups.
+            BackendGetMetaError: The store could not be read.
+        """
         del group_id
         raise self._cannot_keep_groups()
 
