@@ -19,9 +19,10 @@ from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
-from amqptasks.exceptions import BackendError, ContentError, ImproperlyConfigured
+from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.results.database_tables import Put, Rows, make_tables, put_statements, store_statements
 from amqptasks.results.payload import Payloads
+from amqptasks.results.polled import Store
 from amqptasks.results.record import ResultRecord
 from amqptasks.states import READY_STATES
 from amqptasks.urls import mask_url
@@ -65,7 +66,7 @@ class DatabaseOptions:
     upsert: bool = True
 
 
-class Database:
+class Database(Store):
     """One database and the two tables in it. Safe from any thread, useless after a fork.
 
     Args:
@@ -309,8 +310,6 @@ def _now() -> datetime:
 
 def may_pass(error: Exception, retry: int) -> bool:
     """Whether trying again may help: the database was away, busy, or has to be looked at anew."""
-    if isinstance(error, (ContentError, BackendError, ImproperlyConfigured)):
-        return False
     if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
         return True
     if isinstance(error, (sa.exc.ProgrammingError, sa.exc.NoSuchTableError)):

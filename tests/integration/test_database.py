@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from amqptasks.app.app import App
 from amqptasks.exceptions import BackendGetMetaError, BackendStoreError, EncodeError, TimeoutError
-from amqptasks.results import database as database_module
+from amqptasks.results import polled
 from amqptasks.results.database import DatabaseBackend
 from amqptasks.results.record import ResultRecord
 from amqptasks.results.retries import StoreRetries, persist
@@ -390,8 +390,8 @@ def test_nothing_expires_where_nothing_is_to(backend: Any, expires: Any) -> None
 
 def test_a_process_that_stores_cleans_up_now_and_then(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a turn that is always due, and no more than two rows at a time
-    monkeypatch.setattr(database_module, "CLEANUP_EVERY_S", 0.0)
-    monkeypatch.setattr(database_module, "CLEANUP_ROWS", 2)
+    monkeypatch.setattr(polled, "CLEANUP_EVERY_S", 0.0)
+    monkeypatch.setattr(polled, "CLEANUP_ROWS", 2)
     store = backend(result_expires=3600)
     for number in range(5):
         store.store(ResultRecord(f"old-{number}", "SUCCESS", 1, date_done="2020-01-01T00:00:00+00:00"))
