@@ -40,9 +40,10 @@ def short_repr(value: Any, length: int = DEFAULT_LENGTH, levels: int = DEFAULT_L
     """
     kind = type(value)
     if kind in _PLAIN:
-        return repr(value) if kind is not int or -(1 << 256) < value < 1 << 256 else _bounded(value, length, levels)
+        is_short = kind is not int or -(1 << 256) < value < 1 << 256
+        return _cut(repr(value), length) if is_short else _bounded(value, length, levels)
     if kind is str and len(value) <= _SHORT_TEXT:
-        return repr(value)
+        return _cut(repr(value), length)
     if not value and kind in (tuple, list, dict):
         return repr(value)
     if (kind is tuple or kind is list) and len(value) <= _FEW:
@@ -54,8 +55,7 @@ def short_repr(value: Any, length: int = DEFAULT_LENGTH, levels: int = DEFAULT_L
             elif each_kind not in _PLAIN or (each_kind is int and not -(1 << 256) < each < 1 << 256):
                 break
         else:
-            text = repr(value)
-            return text if len(text) <= length else text[: length - 3] + "..."
+            return _cut(repr(value), length)
     return _bounded(value, length, levels)
 
 
@@ -69,6 +69,10 @@ def _bounded(value: Any, length: int, levels: int) -> str:
         text = _bounded_repr(length, levels).repr(value)
     except Exception as error:
         return f"<{type(value).__name__}: its repr() raised {type(error).__name__}>"
+    return _cut(text, length)
+
+
+def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 

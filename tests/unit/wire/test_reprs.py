@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from amqptasks.wire.reprs import DEFAULT_LENGTH, printable, short_repr
@@ -43,6 +43,8 @@ def test_what_is_short_is_shown_as_python_does(value: Any) -> None:
 
 
 @given(anything, st.integers(20, 2000))
+@example(-(10**19), 20)
+@example("\U000e0001" * 120, 200)
 def test_it_never_raises_and_is_never_longer(value: Any, length: int) -> None:
     assert len(short_repr(value, length)) <= length
     assert len(short_repr(value)) <= DEFAULT_LENGTH
