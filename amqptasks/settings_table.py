@@ -333,7 +333,12 @@ _RESULTS: Final = (
         None,
         "Where results go: 'rpc://' to the caller, 'db+…://' into a database; None: nowhere.",
     ),
-    _S("result_backend_transport_options", table, {}, "Options of the result store.", "later"),
+    _S(
+        "result_backend_transport_options",
+        table,
+        {},
+        "Options of the result store: `global_keyprefix` stands before every key.",
+    ),
     _S("result_serializer", text(), "json", "How results are written."),
     _S(
         "result_compression",

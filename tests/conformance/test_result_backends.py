@@ -20,6 +20,7 @@ from amqptasks.broker.needs import PublishPolicy
 from amqptasks.exceptions import BackendError, TimeoutError
 from amqptasks.results.backend import NoResultBackend, ResultBackend
 from amqptasks.results.database import DatabaseBackend
+from amqptasks.results.files import FileBackend
 from amqptasks.results.memory import MemoryBackend
 from amqptasks.results.record import ResultRecord
 from amqptasks.results.rpc import RpcBackend
@@ -94,7 +95,23 @@ def postgresql(request: pytest.FixtureRequest, **options: Any) -> AbstractContex
     return database(request.getfixturevalue("postgres_url"), **options)
 
 
+@contextmanager
+def files(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Results as files of a directory."""
+    made: list[FileBackend] = []
+
+    def make() -> FileBackend:
+        made.append(FileBackend(f"file://{request.getfixturevalue('tmp_path')}/results"))
+        return made[-1]
+
+    backend = make()
+    yield Subject(backend, backend.store, make)
+    for each in made:
+        each.close()
+
+
 SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Subject]]] = {
+    "file": files,
     "memory": memory,
     "postgresql": postgresql,
     # The statements for databases without an insert-or-update that is known.

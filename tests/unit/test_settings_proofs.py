@@ -113,6 +113,7 @@ PROOFS = {
     # Results
     "result_backend": f"{_UNIT}test_results_go_where_the_setting_says",
     "result_serializer": f"{_EFFECTS}test_answers_are_written_as_the_settings_say",
+    "result_backend_transport_options": "integration/test_file_store.py::test_a_prefix_keeps_fleets_apart",
     "result_compression": f"{_UNIT}test_results_are_compressed_by_setting",
     "result_expires": f"{_DATABASE}test_nothing_expires_where_nothing_is_to",
     "result_extended": "integration/test_stored_results.py::test_a_result_is_there_for_every_process",
