@@ -4,7 +4,7 @@ Environment:
     AMQPTASKS_TEST_BROKER_URL   a RabbitMQ to use; without it the first test that needs one starts a private node
     AMQPTASKS_TEST_BROKER_DIR   the directory of scripts/rabbitmq behind that URL, so that tests may use rabbitmqctl
     AMQPTASKS_TEST_POSTGRES_URL a PostgreSQL to use; without it the first test that needs one starts a private server
-    AMQPTASKS_TEST_SEED         the seed of the order, to repeat a run
+    AMQPTASKS_TEST_SEED         the seed of the order, to repeat a run; generated examples are then always the same
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support import ROOT, PrivateBroker, PrivateDatabase, Project, WorkerProcess
 
@@ -31,6 +32,11 @@ DEADLINE_S = 60.0
 GRACE_S = 30.0
 #: Standard error as it was before pytest began to capture it: what is written while a run is being ended must show.
 STDERR = 2
+
+
+# Its deadline of 200 ms an example asks how busy the machine is. A given seed repeats the examples with the order.
+settings.register_profile("amqptasks", deadline=None, derandomize="AMQPTASKS_TEST_SEED" in os.environ)
+settings.load_profile("amqptasks")
 
 
 def pytest_configure() -> None:
