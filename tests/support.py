@@ -88,6 +88,14 @@ class PrivateBroker(PrivateServer):
         """Run rabbitmqctl on the node and return what it printed."""
         return self._script("ctl", "-q", *arguments)
 
+    def freeze(self) -> None:
+        """Stop its process as it is, until `thaw`: connections stay open, and nothing answers."""
+        self._script("freeze")
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._script("thaw")
+
 
 class TlsBroker(PrivateBroker):
     """A RabbitMQ node that speaks TLS too, with the certificates of a directory (see `tests.certificates`)."""

@@ -282,6 +282,7 @@ class Link:
         self._turns = turns(self._endpoints)
         self._endpoint = next(self._turns)
         self._timer: Any = None
+        self._silence_timer: Any = None
         self._connecting: Connection | None = None
         self.connection: Connection | None = None
         self.version: tuple[int, ...] | None = None
@@ -358,7 +359,7 @@ class Link:
             if sock is not None:
                 sock.close()
         self.connection = self._connecting = None
-        self._timer = None
+        self._timer = self._silence_timer = None
 
     def _close(self, connection: Connection, grace_s: float = CLOSE_GRACE_S) -> None:
         if connection.is_open:
@@ -401,13 +402,14 @@ class Link:
 
     def _watch_silence(self, connection: Connection, patience_s: float) -> None:
         # pika itself looks every heartbeat + 5 s, and wants to find nothing twice: 30 s where two heartbeats are 20.
+        self._silence_timer = None
         if connection is not self.connection:
             return
         left_s = connection.heard_at + patience_s - monotonic()
         if left_s <= 0:
             connection.drop(f"the broker has said nothing for {patience_s:g} s, two heartbeats")
         else:
-            self._loop.call_later(left_s, lambda: self._watch_silence(connection, patience_s))
+            self._silence_timer = self._loop.call_later(left_s, lambda: self._watch_silence(connection, patience_s))
 
     def _on_blocked(self, _connection: Any, frame: Any) -> None:
         self.blocked = str(frame.method.reason) or "resource alarm"
@@ -437,6 +439,10 @@ class Link:
             return
         self.connection = None
         self.blocked = None
+        if self._silence_timer is not None:
+            # It would keep what is left of the connection until it is due: where links are lost often, of many.
+            self._loop.remove_timeout(self._silence_timer)
+            self._silence_timer = None
         self.last_error = describe(error)
         if self._wanted:
             self._again(self._backoff.delay_s(0))

@@ -8,18 +8,22 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.chaos.rows import ROWS, Scene, Verdict
+from tests.chaos.rows import NEEDS, ROWS
+from tests.chaos.scene import Scene, Verdict
 from tests.support import PrivateBroker
 
-HEADINGS = ("row", "sent", "unsure", "lost", "twice", "allowed", "recovered", "", "")
+HEADINGS = (
+    "row", "sent", "unsure", "lost", "twice", "allowed", "worker back", "sender back", "longest send", "", "",
+)  # fmt: skip
 
 
 def line(name: str, verdict: Verdict) -> tuple[str, ...]:
     """Make a row's line."""
-    recovered = "-" if verdict.recovered_s is None else f"{verdict.recovered_s:.2f} s"
+    times = (verdict.recovered_s, verdict.sends_again_s, verdict.longest_s)
+    counts = (verdict.sent, verdict.unsure, verdict.lost, verdict.twice, verdict.allowed)
     return (
-        name, str(verdict.sent), str(verdict.unsure), str(verdict.lost), str(verdict.twice), str(verdict.allowed),
-        recovered, "kept" if verdict.is_kept else "BROKEN", "; ".join([*verdict.faults, *verdict.notes]),
+        name, *map(str, counts), *("-" if each is None else f"{each:.2f} s" for each in times),
+        "kept" if verdict.is_kept else "BROKEN", "; ".join([*verdict.faults, *verdict.notes]),
     )  # fmt: skip
 
 
@@ -40,6 +44,10 @@ def main() -> int:
         try:
             for name in options.rows:
                 started = time.monotonic()
+                missing = NEEDS[name]() if name in NEEDS else ""
+                if missing:
+                    lines.append((name, *("-",) * 8, "not run", missing))
+                    continue
                 verdict = ROWS[name](Scene(Path(place) / name, broker, options.scale))
                 is_kept = is_kept and verdict.is_kept
                 lines.append(line(name, verdict))

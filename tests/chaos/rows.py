@@ -13,178 +13,27 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from urllib.parse import urlsplit
 
-from amqptasks.exceptions import MaybeSent, OperationalError
+from tests.chaos.leaks import reconnects
+from tests.chaos.packets import Packets
+from tests.chaos.scene import (
+    PATIENCE_S,
+    Scene,
+    Sender,
+    Verdict,
+    ends,
+    longest_pause_after,
+    next_end_after,
+    reach,
+    settle,
+)
 from tests.proxy import Proxy
-from tests.running import Workshop
-from tests.support import PrivateBroker, eventually
+from tests.support import eventually
 
-SOURCE = """
-    import time
-
-    app.conf.task_queue_prefix = QUEUE
-    app.conf.task_ignore_result = True
-
-    @app.task(acks_late=True)
-    def late(number, milliseconds):
-        note(f"begin {number}")
-        time.sleep(milliseconds / 1000)
-        note(f"end {number} {time.time():.6f}")
-
-    @app.task
-    def early(number, milliseconds):
-        note(f"begin {number}")
-        time.sleep(milliseconds / 1000)
-        note(f"end {number} {time.time():.6f}")
-
-    @app.task(acks_late=True)
-    def killer():
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-#: How long a row waits for the last task, seconds.
-PATIENCE_S = 120.0
-
-
-@dataclass
-class Verdict:
-    """What a row found.
-
-    Attributes:
-        sent: Tasks whose send was confirmed.
-        unsure: Tasks whose sender was told that they may have been sent.
-        lost: Confirmed ones that never ended.
-        twice: Runs that ended beyond the first of each task.
-        allowed: How many of those the promise allows.
-        recovered_s: From the mending of a fault to the next task's end, the worst.
-    """
-
-    sent: int = 0
-    unsure: int = 0
-    lost: int = 0
-    twice: int = 0
-    allowed: int = 0
-    recovered_s: float | None = None
-    notes: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether the promise was kept."""
-        return not self.lost and self.twice <= self.allowed and not self.faults
-
-
-@dataclass
-class Scene:
-    """What a row works with. ``scale`` 1.0 is the full measure."""
-
-    directory: Path
-    broker: PrivateBroker
-    scale: float
-
-    def count(self, full: int, least: int = 20) -> int:
-        """Scale a number of tasks or faults."""
-        return max(min(least, full), int(full * self.scale))
-
-    @contextmanager
-    def shop(self) -> Iterator[Workshop]:
-        """Open a project with a queue of its own."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with Workshop(self.directory, self.broker.url, SOURCE) as made:
-            yield made
-
-
-class Sender:
-    """Sends numbered tasks from a thread of its own, for as long as the faults go on."""
-
-    def __init__(self, task: Any, count: int, milliseconds: float, pause_s: float = 0.0) -> None:
-        self.confirmed: set[int] = set()
-        self.unsure: set[int] = set()
-        self.longest_s = 0.0
-        self._task, self._count, self._milliseconds, self._pause_s = task, count, milliseconds, pause_s
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        for number in range(self._count):
-            started = time.monotonic()
-            while True:
-                try:
-                    self._task.apply_async((number, self._milliseconds), task_id=f"{self._task.name}-{number}")
-                    self.confirmed.add(number)
-                except MaybeSent:
-                    self.unsure.add(number)
-                except OperationalError:
-                    # Surely not sent: once more, as a user would.
-                    continue
-                break
-            self.longest_s = max(self.longest_s, time.monotonic() - started)
-            if self._pause_s:
-                threading.Event().wait(self._pause_s)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all are sent."""
-        return not self._thread.is_alive()
-
-    def join(self) -> None:
-        """Wait until all are sent."""
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive(), "the sender did not end"
-
-
-def ends(shop: Workshop) -> dict[int, list[float]]:
-    """When each task ended, from the ledger."""
-    found: dict[int, list[float]] = {}
-    for line in shop.ledger():
-        kind, number, *rest = line.split()
-        if kind == "end":
-            found.setdefault(int(number), []).append(float(rest[0]))
-    return found
-
-
-def settle(shop: Workshop, sender: Sender, allowed: int = 0) -> Verdict:
-    """Wait until everything confirmed has ended, or patience has, and count."""
-    sender.join()
-    deadline = time.monotonic() + PATIENCE_S
-    while sender.confirmed - ends(shop).keys() and time.monotonic() < deadline:
-        threading.Event().wait(0.1)
-    found = ends(shop)
-    return Verdict(
-        len(sender.confirmed), len(sender.unsure), len(sender.confirmed - found.keys()),
-        sum(len(each) - 1 for each in found.values()), allowed,
-    )  # fmt: skip
-
-
-def next_end_after(shop: Workshop, sender: Sender, moment: float, within_s: float = 60.0) -> float:
-    """Wait for a task to end after this moment; seconds in between, or 0 if all were done by then."""
-
-    def look() -> tuple[float]:
-        found = ends(shop)
-        later = [each for times in found.values() for each in times if each > moment]
-        if not later and sender.is_done and not sender.confirmed - found.keys():
-            return (0.0,)
-        assert later, "no task has ended since"
-        return (min(later) - moment,)
-
-    return eventually(look, within_s)[0]
-
-
-def reach(shop: Workshop, sender: Sender, count: int) -> None:
-    """Wait until so many tasks have ended, or all there are."""
-
-    def look() -> bool:
-        found = ends(shop)
-        return len(found) >= count or (sender.is_done and not sender.confirmed - found.keys())
-
-    eventually(look, 60)
-
-
-# -- the rows
+#: The heartbeat of the rows that fail links, seconds. Two of them is how long a dead link goes unnoticed at most.
+HEARTBEAT_S = 2
 
 
 def children_killed(scene: Scene) -> Verdict:
@@ -244,7 +93,6 @@ def connections_closed(scene: Scene) -> Verdict:
             worst = max(worst, next_end_after(shop, sender, time.time()))
         verdict = settle(shop, sender, allowed=scene.count(10, 3))
         verdict.recovered_s = worst
-        verdict.notes.append(f"longest send {sender.longest_s:.2f} s")
         return verdict
 
 
@@ -274,54 +122,90 @@ def _broker_gone(scene: Scene, end: Callable[[], None], *, settled: bool = False
         # What was running when the acks could not be sent is known to the worker when it comes back.
         verdict = settle(shop, sender, allowed=1)
         verdict.recovered_s = recovered_s
-        verdict.notes.append(f"longest send {sender.longest_s:.2f} s")
         return verdict
 
 
-def _link(scene: Scene, fault: str, lasting_s: float) -> Verdict:
+def _link(
+    scene: Scene, lasting_s: float, fail: Callable[[], None], heal: Callable[[], None], url: str | None = None,
+    *, is_old_ones_only: bool = False,
+) -> Verdict:  # fmt: skip
     """A link that fails under worker and producer alike, and heals."""
-    with Proxy(scene.broker.url) as proxy, scene.shop() as shop:
-        shop.app.conf.broker_url = proxy.url
-        shop.app.conf.broker_heartbeat = 2
+    with scene.shop() as shop:
+        url = url or scene.broker.url
+        shop.app.conf.broker_url = url
+        shop.app.conf.broker_heartbeat = HEARTBEAT_S
         worker = shop.start(
             "-c", "2", level="WARNING",
-            env={"AMQPTASKS_BROKER_URL": proxy.url, "AMQPTASKS_BROKER_HEARTBEAT": "2"},
+            env={"AMQPTASKS_BROKER_URL": url, "AMQPTASKS_BROKER_HEARTBEAT": str(HEARTBEAT_S)},
         )  # fmt: skip
-        limit_s = float(shop.app.conf.broker_publish_timeout)
         sender = Sender(shop.tasks.late, scene.count(1000, 200), 5, 0.01)
         reach(shop, sender, 20)
-        getattr(proxy, fault)()
+        failed = time.time()
+        fail()
         threading.Event().wait(lasting_s)
-        proxy.heal()
-        recovered_s = next_end_after(shop, sender, time.time(), 60)
+        heal()
+        healed = time.time()
+        recovered_s = next_end_after(shop, sender, healed, 60)
         # A message whose confirm was lost is sent again, under the same id: one for each cut.
         verdict = settle(shop, sender, allowed=1)
-        verdict.recovered_s = recovered_s
-        verdict.notes.append(f"longest send {sender.longest_s:.2f} s")
-        if sender.longest_s > limit_s * 4 + 1:
-            verdict.faults.append(f"a send took {sender.longest_s:.1f} s")
-        assert worker.process.poll() is None, "the worker ended"
+        if is_old_ones_only:
+            recovered_s, sends_again_s = longest_pause_after(shop, failed), sender.longest_pause_after(failed)
+        else:
+            sends_again_s = sender.next_confirm_after(healed)
+        verdict.recovered_s, verdict.sends_again_s = recovered_s, sends_again_s
+        scene.judge(verdict, "the longest send", sender.longest_s, float(shop.app.conf.broker_publish_timeout) + 1)
+        scene.judge(verdict, "until the worker was back", recovered_s, 2 * HEARTBEAT_S + 1)
+        scene.judge(verdict, "until the sender was back", sends_again_s, 2 * HEARTBEAT_S + 1)
+        if worker.process.poll() is not None:
+            verdict.faults.append("the worker ended")
         return verdict
+
+
+def _proxied(scene: Scene, fault: str, lasting_s: float, *, is_old_ones_only: bool = True) -> Verdict:
+    with Proxy(scene.broker.url) as proxy:
+        return _link(
+            scene, lasting_s, getattr(proxy, fault), proxy.heal, proxy.url, is_old_ones_only=is_old_ones_only
+        )  # fmt: skip
 
 
 def link_cut(scene: Scene) -> Verdict:
     """P2, W4: every connection is reset."""
-    return _link(scene, "cut", 0.0)
+    return _proxied(scene, "cut", 0.0)
 
 
 def link_stalled(scene: Scene) -> Verdict:
     """P4, W6: nothing passes for a while, and nothing says so."""
-    return _link(scene, "stall", max(3.0, 20.0 * scene.scale))
+    return _proxied(scene, "stall", max(3.0, 20.0 * scene.scale), is_old_ones_only=False)
 
 
 def link_ghosted(scene: Scene) -> Verdict:
     """P4, W6: the old connections are dead and never say so; new ones work."""
-    return _link(scene, "ghost", max(3.0, 20.0 * scene.scale))
+    return _proxied(scene, "ghost", max(2 * HEARTBEAT_S + 1.0, 20.0 * scene.scale))
 
 
 def link_one_way(scene: Scene) -> Verdict:
     """W6: what is sent arrives, and no answer comes back."""
-    return _link(scene, "one_way", max(3.0, 20.0 * scene.scale))
+    return _proxied(scene, "one_way", max(3.0, 20.0 * scene.scale))
+
+
+def packets_lost(scene: Scene) -> Verdict:
+    """P4, W6: every packet is lost for a while, in the kernel: TCP sends them again, ever more rarely."""
+    return _packets(scene, 100)
+
+
+def packets_lost_in_part(scene: Scene) -> Verdict:
+    """P4, W6: a third of all packets is lost for a while."""
+    return _packets(scene, 33)
+
+
+def _packets(scene: Scene, percent: int) -> Verdict:
+    with Packets(urlsplit(scene.broker.url).port or 5672) as packets:
+        return _link(scene, max(3.0, 20.0 * scene.scale), lambda: packets.lose(percent), packets.heal)
+
+
+def broker_frozen(scene: Scene) -> Verdict:
+    """B3: the broker's process is stopped for longer than two heartbeats, and goes on as if nothing had been."""
+    return _link(scene, max(2 * HEARTBEAT_S + 1.0, 20.0 * scene.scale), scene.broker.freeze, scene.broker.thaw)
 
 
 def delays_kept(scene: Scene) -> Verdict:
@@ -375,5 +259,12 @@ ROWS: dict[str, Callable[[Scene], Verdict]] = {
     "link-stalled": link_stalled,
     "link-ghosted": link_ghosted,
     "link-one-way": link_one_way,
+    "packets-lost": packets_lost,
+    "packets-lost-in-part": packets_lost_in_part,
+    "broker-frozen": broker_frozen,
+    "reconnects": reconnects,
     "delays-kept": delays_kept,
 }
+
+#: Rows that need what not every machine has, and what says why they cannot be run on this one.
+NEEDS: dict[str, Callable[[], str]] = {"packets-lost": Packets.missing, "packets-lost-in-part": Packets.missing}
