@@ -19,7 +19,9 @@ import pytest
 from amqptasks.app.app import App
 from amqptasks.exceptions import BackendGetMetaError, EncodeError, ImproperlyConfigured
 from amqptasks.results import polled
-from amqptasks.results.files import FileBackend
+from amqptasks.results.files import FileBackend, Files
+from amqptasks.results.keyvalue import Keys
+from amqptasks.results.payload import Payloads
 from amqptasks.results.record import ResultRecord
 from tests.running import Workshop
 from tests.support import ROOT, eventually
@@ -56,6 +58,10 @@ def backend(place: Path) -> Iterator[Callable[..., FileBackend]]:
 def names(place: Path) -> set[str]:
     """Names of the files that are results or groups, or might be taken for such."""
     return {name for name in os.listdir(place) if not name.startswith(".amqptasks-lock-")}
+
+
+def locks() -> list[str]:
+    return Path("/proc/locks").read_text().splitlines()
 
 
 # ---- Names and rights
@@ -141,7 +147,9 @@ def test_a_reader_makes_no_directory(place: Path, backend: Any) -> None:
 
 CROWD = """
     import sys
-    from amqptasks.results.files import FileBackend
+    from amqptasks.results.files import FileBackend, Files
+from amqptasks.results.keyvalue import Keys
+from amqptasks.results.payload import Payloads
     from amqptasks.results.record import ResultRecord
     store = FileBackend(sys.argv[1])
     for number in range(40):
@@ -168,24 +176,42 @@ def test_a_success_stands_however_many_write_at_once(place: Path) -> None:
 def test_nobody_reads_half_of_a_result(backend: Any) -> None:
     # Given a writer of large values, and a reader of the same id
     store, reader = backend(), backend()
-    seen: list[int] = []
+    store.store(ResultRecord.now("id", "PROGRESS", "x" * 200_000))
+    seen: list[int | None] = []
     done = threading.Event()
 
     def read() -> None:
         while not done.is_set():
             record = reader.fetch("id")
-            if record is not None:
-                seen.append(len(record.result))
+            seen.append(None if record is None else len(record.result))
 
     thread = threading.Thread(target=read)
     thread.start()
-    # When it writes again and again / Then each read finds nothing, or one of them whole
-    for number in range(60):
+    # When it writes again and again / Then each read finds one of them whole, never nothing
+    for number in range(100):
         store.store(ResultRecord.now("id", "PROGRESS", "x" * (200_000 + number)))
     eventually(lambda: bool(seen))
     done.set()
     thread.join(10)
-    assert set(seen) <= {200_000 + number for number in range(60)}
+    assert set(seen) <= {200_000 + number for number in range(100)}
+
+
+def test_who_replaces_a_result_keeps_others_out(place: Path, backend: Any) -> None:
+    # Given somebody who is about to store a success, and has looked already
+    store = backend()
+    store.prepare()
+    other = Files(str(place), Payloads(), Keys(), None)
+    with other._locked("celery-task-meta-id"):
+        # When a late failure comes in between
+        late = threading.Thread(target=store.store, args=(ResultRecord.now("id", "FAILURE"),))
+        late.start()
+        # Then it waits for its turn (the kernel marks those who do with an arrow)
+        inodes = {f":{path.stat().st_ino}" for path in place.glob(".amqptasks-lock-*")}
+        eventually(lambda: any("->" in line and line.split()[6].endswith(tuple(inodes)) for line in locks()))
+        (place / "celery-task-meta-id").write_text(json.dumps(success("id", "first").to_plain()))
+    # And finds that it comes too late
+    late.join(10)
+    assert store.fetch("id").result == "first"
 
 
 def test_a_file_that_celery_is_writing_is_waited_for(place: Path, backend: Any) -> None:
