@@ -4,6 +4,7 @@ Environment:
     AMQPTASKS_TEST_BROKER_URL   a RabbitMQ to use; without it the first test that needs one starts a private node
     AMQPTASKS_TEST_BROKER_DIR   the directory of scripts/rabbitmq behind that URL, so that tests may use rabbitmqctl
     AMQPTASKS_TEST_POSTGRES_URL a PostgreSQL to use; without it the first test that needs one starts a private server
+    AMQPTASKS_TEST_MONGODB_URL  a MongoDB to use; without it the tests that need one use a stand-in over mongomock
     AMQPTASKS_TEST_SEED         the seed of the order, to repeat a run; generated examples are then always the same
 """
 
@@ -19,12 +20,15 @@ import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from tests.support import ROOT, PrivateBroker, PrivateDatabase, Project, WorkerProcess
+
+if TYPE_CHECKING:
+    from tests.mongo_server import MongoServer
 
 SEED = os.environ.get("AMQPTASKS_TEST_SEED") or str(random.randrange(10**6))
 DEADLINE_S = 60.0
@@ -146,6 +150,25 @@ def own_database() -> Iterator[PrivateDatabase]:
     server.start()
     yield server
     server.delete()
+
+
+@pytest.fixture(scope="session")
+def mongo_server() -> Iterator[MongoServer]:
+    """A stand-in for a MongoDB server. Tests that stop it take one of their own."""
+    from tests.mongo_server import MongoServer
+
+    server = MongoServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def mongodb_url(mongo_server: MongoServer) -> Iterator[str]:
+    """The URL of an empty MongoDB database."""
+    from tests.mongo_server import mongodb
+
+    with mongodb(mongo_server) as url:
+        yield url
 
 
 @pytest.fixture

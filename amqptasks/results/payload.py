@@ -58,6 +58,11 @@ class Payloads:
         """Make what the settings ask for."""
         return cls(conf.result_serializer, accepted_results(conf), limits, conf.result_compression)
 
+    @property
+    def is_text(self) -> bool:
+        """Whether what `dumps` writes is text in UTF-8."""
+        return self._encoding == "utf-8" and not self._compression
+
     def dumps(self, value: Any) -> bytes:
         """Write a value.
 

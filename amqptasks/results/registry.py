@@ -37,6 +37,7 @@ _BUILT_IN: Final[Mapping[str, str]] = {
     "database": "amqptasks.results.database:from_app",
     "file": "amqptasks.results.files:from_app",
     "filesystem": "amqptasks.results.files:from_app",
+    "mongodb": "amqptasks.results.mongodb:from_app",
 }
 _DISABLED: Final = "disabled"
 

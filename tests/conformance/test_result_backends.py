@@ -22,6 +22,7 @@ from amqptasks.results.backend import NoResultBackend, ResultBackend
 from amqptasks.results.database import DatabaseBackend
 from amqptasks.results.files import FileBackend
 from amqptasks.results.memory import MemoryBackend
+from amqptasks.results.mongodb import MongoBackend
 from amqptasks.results.record import ResultRecord
 from amqptasks.results.rpc import RpcBackend
 from amqptasks.wire.message import encode
@@ -110,9 +111,25 @@ def files(request: pytest.FixtureRequest) -> Iterator[Subject]:
         each.close()
 
 
+@contextmanager
+def mongodb(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Results in MongoDB, or in the stand-in for it."""
+    made: list[MongoBackend] = []
+
+    def make() -> MongoBackend:
+        made.append(MongoBackend(request.getfixturevalue("mongodb_url")))
+        return made[-1]
+
+    backend = make()
+    yield Subject(backend, backend.store, make)
+    for each in made:
+        each.close()
+
+
 SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Subject]]] = {
     "file": files,
     "memory": memory,
+    "mongodb": mongodb,
     "postgresql": postgresql,
     # The statements for databases without an insert-or-update that is known.
     "postgresql-portable": lambda request: postgresql(request, upsert=False),

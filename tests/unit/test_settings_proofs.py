@@ -126,6 +126,7 @@ PROOFS = {
     "result_backend_max_sleep_between_retries_ms": f"{_UNIT}test_waits_for_a_store_are_by_setting",
     "override_backends": "unit/results/test_registry.py::test_names_can_be_overridden_and_added",
     # Result stores
+    "mongodb_backend_settings": "integration/test_mongodb_store.py::test_database_and_collections_can_have_other_names",
     "database_url": "unit/results/test_registry.py::test_the_database_can_have_a_setting_of_its_own",
     "database_engine_options": f"{_DATABASE}test_connections_are_kept_unless_they_are_to_be_short_lived",
     "database_engine_callback": f"{_DATABASE}test_new_engines_are_shown_to_a_callback",
