@@ -331,13 +331,14 @@ _RESULTS: Final = (
         "result_backend",
         url.or_none(),
         None,
-        "Where results go: 'rpc://' to the caller, 'db+…://' into a database; None: nowhere.",
+        "Where results go: 'rpc://' to the caller, 'redis://', 'db+…://' into a store; None: nowhere.",
     ),
     _S(
         "result_backend_transport_options",
         table,
         {},
-        "Options of the result store: `global_keyprefix` stands before every key.",
+        "Options of the result store: `global_keyprefix` stands before every key; for Redis with sentinels "
+        "`master_name`, `sentinel_kwargs`, `min_other_sentinels`.",
     ),
     _S("result_serializer", text(), "json", "How results are written."),
     _S(
@@ -356,8 +357,7 @@ _RESULTS: Final = (
         "result_failure_expires",
         seconds().or_none(),
         None,
-        "The same for failures; None: as `result_expires`.",
-        "later",
+        "The same for failures, in Redis alone; None: as `result_expires`.",
     ),
     _S(
         "result_chord_expires",

@@ -94,6 +94,19 @@ ensure_postgres() {
   have_postgres || [ "${CI:-}" != true ] || fail "CI tests the database store on PostgreSQL, and there is none"
 }
 
+have_redis() { "$ROOT/scripts/redis" where >/dev/null 2>&1; }
+
+# A Redis to run, likewise.
+ensure_redis() {
+  have_redis && return
+  if ! may_install; then
+    say "no Redis on this machine, and none can be installed without being root"
+  elif ! apt_install_idle redis-server; then
+    say "apt-get could not install redis-server"
+  fi
+  have_redis || [ "${CI:-}" != true ] || fail "CI tests the Redis store, and there is no Redis"
+}
+
 # Install a server's package without the server that it would start at once: a private one is all that is wanted here.
 apt_install_idle() {
   local policy=/usr/sbin/policy-rc.d ours= status=0

@@ -5,6 +5,7 @@ Environment:
     AMQPTASKS_TEST_BROKER_DIR   the directory of scripts/rabbitmq behind that URL, so that tests may use rabbitmqctl
     AMQPTASKS_TEST_POSTGRES_URL a PostgreSQL to use; without it the first test that needs one starts a private server
     AMQPTASKS_TEST_MONGODB_URL  a MongoDB to use; without it the tests that need one use a stand-in over mongomock
+    AMQPTASKS_TEST_REDIS_URL    a Redis to use; without it the first test that needs one starts a private server
     AMQPTASKS_TEST_SEED         the seed of the order, to repeat a run; generated examples are then always the same
 """
 
@@ -20,12 +21,14 @@ import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from hypothesis import settings
 
-from tests.support import ROOT, PrivateBroker, PrivateDatabase, Project, WorkerProcess
+from tests.support import ROOT, PrivateBroker, PrivateDatabase, PrivateRedis, PrivateServer, Project, WorkerProcess
+
+Server = TypeVar("Server", bound=PrivateServer)
 
 if TYPE_CHECKING:
     from tests.mongo_server import MongoServer
@@ -128,25 +131,43 @@ def own_broker() -> Iterator[PrivateBroker]:
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """The URL of a PostgreSQL that runs. Without one on this machine the test is skipped, and in CI it fails."""
-    url = os.environ.get("AMQPTASKS_TEST_POSTGRES_URL")
-    if url:
-        yield url
-        return
-    missing = PrivateDatabase.missing()
-    if missing:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
-    server = PrivateDatabase(Path(tempfile.mkdtemp(prefix="amqptasks-test-postgres-")))
-    yield server.start()
-    server.delete()
+    yield from server_url("AMQPTASKS_TEST_POSTGRES_URL", PrivateDatabase)
 
 
 @pytest.fixture
 def own_database() -> Iterator[PrivateDatabase]:
     """A PostgreSQL for this test alone, running, to be stopped and killed at will. Skipped where there is none."""
-    missing = PrivateDatabase.missing()
+    yield from own_server(PrivateDatabase)
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The URL of a Redis that runs. Without one on this machine the test is skipped, and in CI it fails."""
+    yield from server_url("AMQPTASKS_TEST_REDIS_URL", PrivateRedis)
+
+
+@pytest.fixture
+def own_redis() -> Iterator[PrivateRedis]:
+    """A Redis for this test alone, running, to be stopped and killed at will. Skipped where there is none."""
+    yield from own_server(PrivateRedis)
+
+
+def server_url(variable: str, kind: type[PrivateServer]) -> Iterator[str]:
+    """Yield the URL in the environment, or that of a new server."""
+    url = os.environ.get(variable)
+    if url:
+        yield url
+    else:
+        for server in own_server(kind):
+            yield server.url
+
+
+def own_server(kind: type[Server]) -> Iterator[Server]:
+    """Start a server, and delete it in the end."""
+    missing = kind.missing()
     if missing:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
-    server = PrivateDatabase(Path(tempfile.mkdtemp(prefix="amqptasks-own-postgres-")))
+    server = kind(Path(tempfile.mkdtemp(prefix=f"amqptasks-{kind.__name__.lower()}-")))
     server.start()
     yield server
     server.delete()

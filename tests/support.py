@@ -78,6 +78,12 @@ class PrivateServer:
         """Stop it and delete its data."""
         self._script("down")
 
+    @classmethod
+    def missing(cls) -> str:
+        """Say why there is none on this machine; empty if there is."""
+        done = subprocess.run([str(cls.script), "where"], capture_output=True, text=True, timeout=20.0)
+        return "" if done.returncode == 0 else done.stderr.strip()
+
 
 class PrivateBroker(PrivateServer):
     """A RabbitMQ node."""
@@ -117,11 +123,30 @@ class PrivateDatabase(PrivateServer):
 
     script = ROOT / "scripts" / "postgres"
 
-    @classmethod
-    def missing(cls) -> str:
-        """Say why there is none on this machine; empty if there is."""
-        done = subprocess.run([str(cls.script), "where"], capture_output=True, text=True, timeout=20.0)
-        return "" if done.returncode == 0 else done.stderr.strip()
+
+class PrivateRedis(PrivateServer):
+    """A Redis server. With a directory of certificates (see `tests.certificates`) it speaks TLS too."""
+
+    script = ROOT / "scripts" / "redis"
+
+    def __init__(self, directory: str | Path, certificates: Path | None = None, *, sentinel: bool = False) -> None:
+        super().__init__(directory)
+        self.certificates = certificates
+        self._options = ["--tls", str(certificates)] if certificates else []
+        self._options += ["--sentinel"] if sentinel else []
+
+    def start(self) -> str:
+        """Start it and return its URL without TLS."""
+        self.url = self._script("--owner", str(os.getpid()), *self._options, "up")
+        return self.url
+
+    def other_url(self, kind: str) -> str:
+        """Return its "tls", "socket" or "sentinel" URL."""
+        return self._script(f"{kind}-url")
+
+    def cli(self, *arguments: str) -> str:
+        """Run redis-cli on it and return what it printed."""
+        return self._script("cli", *arguments)
 
 
 class Project:

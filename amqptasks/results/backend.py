@@ -41,11 +41,13 @@ class ResultBackend(ABC):
         in_message: Whether results travel as messages: the worker then publishes what `message` makes, together with
             whatever else follows the task, instead of calling `store`.
         compresses: Whether ``result_compression`` acts on what it keeps.
+        expires_failures: Whether ``result_failure_expires`` does.
     """
 
     persistent: bool = True
     in_message: bool = False
     compresses: bool = False
+    expires_failures: bool = False
 
     # -- the worker's side
 

@@ -38,6 +38,9 @@ _BUILT_IN: Final[Mapping[str, str]] = {
     "file": "amqptasks.results.files:from_app",
     "filesystem": "amqptasks.results.files:from_app",
     "mongodb": "amqptasks.results.mongodb:from_app",
+    "redis": "amqptasks.results.redis:from_app",
+    "rediss": "amqptasks.results.redis:from_app",
+    "sentinel": "amqptasks.results.redis:from_app",
 }
 _DISABLED: Final = "disabled"
 
@@ -93,6 +96,8 @@ def make_backend(setting: Any, app: BackendApp) -> ResultBackend:
         )
     if app.conf.result_compression and not backend.compresses:
         logger.warning("result_compression has no effect on the result backend %s", backend.as_uri())
+    if app.conf.result_failure_expires is not None and not backend.expires_failures:
+        logger.warning("result_failure_expires has no effect on the result backend %s", backend.as_uri())
     return backend
 
 

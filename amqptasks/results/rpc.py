@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import uuid
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,7 @@ from amqptasks.results.kept import KeptResults
 from amqptasks.results.payload import accepted_results
 from amqptasks.results.record import FOLLOWERS, ResultRecord, supersedes
 from amqptasks.results.registry import BackendApp
+from amqptasks.results.waiting import Waiter, Watcher
 from amqptasks.states import FAILURE
 from amqptasks.wire.binding import SIGNED_TYPE
 from amqptasks.wire.failures import to_plain
@@ -93,46 +94,7 @@ class _Slot:
 
     def __init__(self) -> None:
         self.record: ResultRecord | None = None
-        self.waiters: list[_Waiter | _Watcher] | None = None
-
-
-class _Waiter:
-    """One waiting thread. Released once for each thing worth waking for.
-
-    Attributes:
-        every: It wants to see every record, not the final one alone.
-        news: The records that came since it looked, oldest first.
-    """
-
-    __slots__ = ("_lock", "every", "news")
-
-    def __init__(self, *, every: bool) -> None:
-        self.every = every
-        self.news: deque[ResultRecord] = deque()
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def wake(self) -> None:
-        # Two answers in a row wake once: who wakes looks at all of its news.
-        if self._lock.locked():
-            try:
-                self._lock.release()
-            except RuntimeError:
-                return
-
-    def wait(self, timeout_s: float) -> bool:
-        return self._lock.acquire(timeout=timeout_s)
-
-
-class _Watcher:
-    """A waiting coroutine: woken by the final answer."""
-
-    __slots__ = ("every", "news", "wake")
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self.every = False
-        self.news: deque[ResultRecord] = deque(maxlen=0)
-        self.wake = wake
+        self.waiters: list[Waiter | Watcher] | None = None
 
 
 class RpcBackend(ResultBackend):
@@ -236,7 +198,7 @@ class RpcBackend(ResultBackend):
             if on_record is not None:
                 on_record(record)
             return record
-        waiter = _Waiter(every=on_record is not None)
+        waiter = Waiter(every=on_record is not None)
         self._add_waiter(slot, waiter)
         self._listen()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -272,7 +234,7 @@ class RpcBackend(ResultBackend):
             return super().wait_any(task_ids, timeout_s, on_record)
         slots = [self._slot(task_id) for task_id in task_ids]
         self._listen()
-        waiter = _Waiter(every=on_record is not None)
+        waiter = Waiter(every=on_record is not None)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         for slot in slots:
             self._add_waiter(slot, waiter)
@@ -295,7 +257,7 @@ class RpcBackend(ResultBackend):
         """Wake a coroutine when the final answer has come in."""
         if task_id not in self._slots and self._kept.is_used():
             return None
-        slot, watcher = self._slot(task_id), _Watcher(wake)
+        slot, watcher = self._slot(task_id), Watcher(wake)
         self._add_waiter(slot, watcher)
         self._listen()
         return lambda: self._remove_waiter(slot, watcher)
@@ -337,7 +299,7 @@ class RpcBackend(ResultBackend):
             )
         return slot
 
-    def _pause(self, waiter: _Waiter, deadline: float | None) -> None:
+    def _pause(self, waiter: Waiter, deadline: float | None) -> None:
         if deadline is None:
             waiter.wait(threading.TIMEOUT_MAX)
             return
@@ -346,14 +308,14 @@ class RpcBackend(ResultBackend):
             raise timed_out()
 
     @staticmethod
-    def _add_waiter(slot: _Slot, waiter: _Waiter | _Watcher) -> None:
+    def _add_waiter(slot: _Slot, waiter: Waiter | Watcher) -> None:
         waiters = slot.waiters
         if waiters is None:
             waiters = slot.waiters = []
         waiters.append(waiter)
 
     @staticmethod
-    def _remove_waiter(slot: _Slot, waiter: _Waiter | _Watcher) -> None:
+    def _remove_waiter(slot: _Slot, waiter: Waiter | Watcher) -> None:
         if slot.waiters is not None and waiter in slot.waiters:
             slot.waiters.remove(waiter)
 

@@ -155,16 +155,29 @@ class Bench:
                     env = environment(self.url, queue, confirm=confirm)
                     self.note(row, side.name, self.client(side, measurement, count, env)[key])
 
-    def calling(self, side: Side) -> None:
-        """The figures with a worker and results through rpc."""
+    def calling(self, side: Side, backend: str = "rpc://", suffix: str = "") -> None:
+        """The figures with a worker and results."""
         with self.queue() as queue:
             # As each system comes: confirms on with us, off with Celery.
-            env = environment(self.url, queue, confirm=side is AMQPTASKS)
+            env = environment(self.url, queue, confirm=side is AMQPTASKS, backend=backend)
             with self.worker(side, env):
-                if self.wants("call"):
-                    self.note("call", side.name, self.client(side, "call", 1_000, env)["ms"])
-                if self.wants("in-flight"):
-                    self.note("in-flight", side.name, self.client(side, "in_flight", 2_000, env)["per_s"])
+                if self.wants(f"call{suffix}"):
+                    self.note(f"call{suffix}", side.name, self.client(side, "call", 1_000, env)["ms"])
+                if self.wants(f"in-flight{suffix}"):
+                    self.note(f"in-flight{suffix}", side.name, self.client(side, "in_flight", 2_000, env)["per_s"])
+
+    def calling_over_redis(self, side: Side) -> None:
+        """The same with results in a Redis of its own."""
+        server = [str(ROOT / "scripts" / "redis"), "--dir", str(Path(self._directory.name) / "redis")]
+        # A file, not a pipe: the server that stays behind would keep it open.
+        with tempfile.TemporaryFile("w+") as output:
+            subprocess.run([*server, "--owner", str(os.getpid()), "up"], stdout=output, check=True, timeout=TIMEOUT_S)
+            output.seek(0)
+            url = output.read().strip()
+        try:
+            self.calling(side, url, "-redis")
+        finally:
+            subprocess.run([*server, "down"], check=True, timeout=TIMEOUT_S)
 
     def importing(self) -> None:
         """Wall time of whole programs; the first run of each only writes the byte code."""
@@ -251,13 +264,18 @@ class Bench:
         self.attempt(f"{name}: sending", lambda: self.sending(side), "send-cpu", "send-wall", "bulk")
         if ours or side is CELERY:
             self.attempt(f"{name}: calling", lambda: self.calling(side), "call", "in-flight")
+            self.attempt(
+                f"{name}: calling, results in Redis",
+                lambda: self.calling_over_redis(side),
+                "call-redis", "in-flight-redis",
+            )  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
     """Where and with what it was measured."""
     from importlib.metadata import version
 
-    names = ("amqptasks", "celery", "kombu", "dramatiq", "pika")
+    names = ("amqptasks", "celery", "kombu", "dramatiq", "pika", "redis")
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),

@@ -53,7 +53,9 @@ DRAMATIQ = Side(
 SIDES = {side.name: side for side in (AMQPTASKS, CELERY, DRAMATIQ)}
 
 
-def environment(url: str, queue: str, *, confirm: bool = False, queue_type: str = "quorum") -> dict[str, str]:
+def environment(
+    url: str, queue: str, *, confirm: bool = False, queue_type: str = "quorum", backend: str = "rpc://"
+) -> dict[str, str]:
     """The environment of workers and clients: all run from byte code, as installed packages do."""
     # A checkout has none where Python is told to write none, and would be measured compiling itself.
     dropped = ("AMQPTASKS_", "CELERY_", "PYTHONDONTWRITEBYTECODE")
@@ -61,6 +63,7 @@ def environment(url: str, queue: str, *, confirm: bool = False, queue_type: str 
     return ours | {
         "BENCH_URL": url,
         "BENCH_QUEUE": queue,
+        "BENCH_BACKEND": backend,
         "BENCH_CONFIRM": "1" if confirm else "",
         "BENCH_QUEUE_TYPE": queue_type,
         "PYTHONPATH": os.pathsep.join((str(HERE), str(ROOT), str(HERE.parent))),

@@ -52,6 +52,8 @@ ROWS = (
     Row("bulk", "app.bulk(), confirmed", "tasks/s", 0, (Limit(15_000, None, True),)),
     Row("call", "delay().get() one by one, p50", "ms", 3, (Limit(0.6, "celery"),)),
     Row("in-flight", "2,000 calls in flight", "calls/s", 0, (Limit(6, "celery", True),)),
+    Row("call-redis", "delay().get() one by one, results in Redis, p50", "ms", 3, (Limit(1, "celery"),)),
+    Row("in-flight-redis", "2,000 calls in flight, results in Redis", "calls/s", 0),
     Row("memory", "worker -c 2, memory (PSS)", "MB", 1, (Limit(45),)),
     Row("import", "program with an app and one task, wall", "ms", 1, (Limit(1, "celery"),)),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from amqptasks import App
 
-app = App("bench", broker=os.environ["BENCH_URL"], backend="rpc://")
+app = App("bench", broker=os.environ["BENCH_URL"], backend=os.environ["BENCH_BACKEND"])
 app.conf.task_default_queue = os.environ["BENCH_QUEUE"]
 app.conf.task_default_queue_type = os.environ["BENCH_QUEUE_TYPE"]
 app.conf.broker_publish_confirm = bool(os.environ["BENCH_CONFIRM"])

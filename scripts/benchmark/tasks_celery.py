@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery
 
-app = Celery("bench", broker=os.environ["BENCH_URL"].replace("%2F", "/"), backend="rpc://")
+app = Celery("bench", broker=os.environ["BENCH_URL"].replace("%2F", "/"), backend=os.environ["BENCH_BACKEND"])
 app.conf.task_default_queue = os.environ["BENCH_QUEUE"]
 app.conf.broker_transport_options = {"confirm_publish": bool(os.environ["BENCH_CONFIRM"])}
 if os.environ.get("BENCH_PREFETCH"):

@@ -24,6 +24,7 @@ from amqptasks.results.files import FileBackend
 from amqptasks.results.memory import MemoryBackend
 from amqptasks.results.mongodb import MongoBackend
 from amqptasks.results.record import ResultRecord
+from amqptasks.results.redis import RedisBackend
 from amqptasks.results.rpc import RpcBackend
 from amqptasks.wire.message import encode
 from tests.support import eventually
@@ -72,18 +73,22 @@ def rpc(request: pytest.FixtureRequest) -> Iterator[Subject]:
 
 
 @contextmanager
-def database(url: str, **options: Any) -> Iterator[Subject]:
-    """Results in a database."""
-    made: list[DatabaseBackend] = []
+def stored(make: Callable[[], ResultBackend]) -> Iterator[Subject]:
+    """Results in a store that every process can make a backend of."""
+    made = [make()]
 
-    def make() -> DatabaseBackend:
-        made.append(DatabaseBackend(url, options))
+    def other() -> ResultBackend:
+        made.append(make())
         return made[-1]
 
-    backend = make()
-    yield Subject(backend, backend.store, make)
+    yield Subject(made[0], made[0].store, other)
     for each in made:
         each.close()
+
+
+def database(url: str, **options: Any) -> AbstractContextManager[Subject]:
+    """Results in a database."""
+    return stored(lambda: DatabaseBackend(url, options))
 
 
 def sqlite(request: pytest.FixtureRequest, **options: Any) -> AbstractContextManager[Subject]:
@@ -96,19 +101,16 @@ def postgresql(request: pytest.FixtureRequest, **options: Any) -> AbstractContex
     return database(request.getfixturevalue("postgres_url"), **options)
 
 
-@contextmanager
-def files(request: pytest.FixtureRequest) -> Iterator[Subject]:
+def files(request: pytest.FixtureRequest) -> AbstractContextManager[Subject]:
     """Results as files of a directory."""
-    made: list[FileBackend] = []
+    directory = request.getfixturevalue("tmp_path")
+    return stored(lambda: FileBackend(f"file://{directory}/results"))
 
-    def make() -> FileBackend:
-        made.append(FileBackend(f"file://{request.getfixturevalue('tmp_path')}/results"))
-        return made[-1]
 
-    backend = make()
-    yield Subject(backend, backend.store, make)
-    for each in made:
-        each.close()
+def redis(request: pytest.FixtureRequest) -> AbstractContextManager[Subject]:
+    """Results in a Redis."""
+    url = request.getfixturevalue("redis_url")
+    return stored(lambda: RedisBackend(url))
 
 
 @contextmanager
@@ -133,6 +135,7 @@ SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Sub
     "postgresql": postgresql,
     # The statements for databases without an insert-or-update that is known.
     "postgresql-portable": lambda request: postgresql(request, upsert=False),
+    "redis": redis,
     "rpc": rpc,
     "sqlite": sqlite,
     "sqlite-portable": lambda request: sqlite(request, upsert=False),

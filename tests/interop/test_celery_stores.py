@@ -10,6 +10,7 @@ from typing import Any
 
 import celery
 import pytest
+import redis
 from celery.app.task import Context
 from celery.result import GroupResult as TheirGroup
 
@@ -17,7 +18,9 @@ from amqptasks.app.app import App
 from amqptasks.results.handles import AsyncResult, GroupResult
 from amqptasks.results.record import ResultRecord
 
-STORES = ("file", "mongodb")
+STORES = ("file", "mongodb", "redis")
+#: Celery calls what the library would rather see called otherwise.
+pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
 
 
 @pytest.fixture(params=STORES)
@@ -25,6 +28,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Any) -> str:
     """A store that nobody has used."""
     if request.param == "mongodb":
         return str(request.getfixturevalue("mongodb_url"))
+    if request.param == "redis":
+        server = redis.Redis.from_url(request.getfixturevalue("redis_url"))
+        server.flushdb()
+        server.close()
+        return str(request.getfixturevalue("redis_url"))
     place = tmp_path / "results"
     place.mkdir()
     return f"file://{place}"
@@ -60,6 +68,10 @@ def theirs(url: str) -> Iterator[Callable[..., Any]]:
         client = getattr(app.backend, "_connection", None)
         if client is not None:
             client.close()
+        consumer = getattr(app.backend, "result_consumer", None)
+        if consumer is not None:
+            consumer.stop()
+            app.backend.client.connection_pool.disconnect()
 
 
 def request_of(app: Any, **fields: Any) -> Context:

@@ -22,6 +22,7 @@ _CONNECT = f"{_UNIT}test_the_settings_say_what_to_connect_to"
 _MESSAGE = f"{_EFFECTS}test_a_setting_is_seen_in_the_message"
 _GIVEN_UP = "integration/test_connection_settings.py::test_a_worker_that_is_not_to_wait_for_its_broker_says_so_and_ends"
 _DATABASE = "integration/test_database.py::"
+_REDIS = "integration/test_redis_settings.py::"
 _LOGS = "unit/test_logs.py::"
 _SIGNED = "unit/wire/test_signed.py::"
 _ROUTING = "unit/app/test_routing.py::"
@@ -115,6 +116,7 @@ PROOFS = {
     "result_serializer": f"{_EFFECTS}test_answers_are_written_as_the_settings_say",
     "result_backend_transport_options": "integration/test_file_store.py::test_a_prefix_keeps_fleets_apart",
     "result_compression": f"{_UNIT}test_results_are_compressed_by_setting",
+    "result_failure_expires": f"{_REDIS}test_results_and_failures_expire_as_they_are_to",
     "result_expires": f"{_DATABASE}test_nothing_expires_where_nothing_is_to",
     "result_extended": "integration/test_stored_results.py::test_a_result_is_there_for_every_process",
     "result_persistent": f"{_EFFECTS}test_answers_are_written_as_the_settings_say",
@@ -127,6 +129,19 @@ PROOFS = {
     "override_backends": "unit/results/test_registry.py::test_names_can_be_overridden_and_added",
     # Result stores
     "mongodb_backend_settings": "integration/test_mongodb_store.py::test_database_and_collections_can_have_other_names",
+    "redis_host": f"{_REDIS}test_the_settings_name_the_server_where_the_url_does_not",
+    "redis_port": f"{_REDIS}test_the_settings_name_the_server_where_the_url_does_not",
+    "redis_db": f"{_REDIS}test_the_settings_name_the_server_where_the_url_does_not",
+    "redis_username": f"{_REDIS}test_the_settings_name_the_server_where_the_url_does_not",
+    "redis_password": f"{_REDIS}test_the_settings_name_the_server_where_the_url_does_not",
+    "redis_max_connections": f"{_REDIS}test_no_more_connections_are_opened_than_may_be",
+    "redis_backend_use_ssl": f"{_REDIS}test_tls_is_by_setting",
+    "redis_socket_timeout": f"{_REDIS}test_a_command_may_take_as_long_as_is_set",
+    "redis_socket_connect_timeout": f"{_REDIS}test_connecting_may_take_as_long_as_is_set",
+    "redis_retry_on_timeout": f"{_REDIS}test_a_command_that_timed_out_is_repeated_once_if_that_is_set",
+    "redis_socket_keepalive": f"{_REDIS}test_connections_are_kept_alive_if_that_is_set",
+    "redis_backend_health_check_interval": f"{_REDIS}test_idle_connections_are_checked_if_that_is_set",
+    "redis_backend_credential_provider": f"{_REDIS}test_credentials_can_be_supplied",
     "database_url": "unit/results/test_registry.py::test_the_database_can_have_a_setting_of_its_own",
     "database_engine_options": f"{_DATABASE}test_connections_are_kept_unless_they_are_to_be_short_lived",
     "database_engine_callback": f"{_DATABASE}test_new_engines_are_shown_to_a_callback",
