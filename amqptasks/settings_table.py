@@ -314,7 +314,6 @@ _TASKS: Final = (
         boolean,
         False,
         "Error callbacks of a chord go to its header tasks too.",
-        "later",
     ),
     _S("task_repr_maxlevels", whole(1), 3, "Depth to which arguments are shown, to people and monitors."),
     _S(
@@ -363,8 +362,7 @@ _RESULTS: Final = (
         "result_chord_expires",
         seconds().or_none(),
         None,
-        "The same for parts of chords; None: as `result_expires`.",
-        "later",
+        "Seconds that a chord may take before its body fails; None: as `result_expires`.",
     ),
     _S("result_extended", boolean, False, "Results also hold the task's name, arguments, worker, retries and queue."),
     _S("result_persistent", boolean.or_none(), None, "rpc results survive a restart of the broker; None: no."),
@@ -382,8 +380,8 @@ _RESULTS: Final = (
         "result_chord_join_timeout",
         seconds(),
         3.0,
-        "Seconds to wait for a chord's parts when they are joined.",
-        "later",
+        "Nothing waits for a chord's parts: who joins them finds them all there.",
+        "never",
     ),
     _S("result_chord_retry_interval", seconds(), 1.0, "Nothing polls for chords: RabbitMQ counts them.", "never"),
     _S(

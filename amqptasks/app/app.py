@@ -30,6 +30,7 @@ from amqptasks.signals import Signal
 from amqptasks.wire.serializers import Limits
 
 if TYPE_CHECKING:
+    from amqptasks.app.chords import ChordStart
     from amqptasks.app.control import Control
 
     # At run time these come in when they are first used: a program that only defines tasks should not pay for pika.
@@ -263,6 +264,14 @@ class App(TaskHome, AsyncSending):
             BulkError: At the end of the block; it names every task that was not confirmed.
         """
         return self.sender.bulk()
+
+    def begin_chord(
+        self, chord_id: str, size: int, body: Any, root_id: str | None, expires_s: float | None
+    ) -> ChordStart:
+        """Open a block that sends the header of a chord; see `ChordStart`. What a chord's ``apply_async`` does."""
+        from amqptasks.app.chords import ChordStart
+
+        return ChordStart(self.sender, chord_id, size, body, root_id, expires_s)
 
     def signature(self, *args: Any, **options: Any) -> Signature:
         """Make a signature bound to this app."""

@@ -97,15 +97,30 @@ class Collected(NamedTuple):
     delayed: str | None
 
 
+class CollectedChord(NamedTuple):
+    """A chord that was begun where messages are made instead of sent.
+
+    Attributes:
+        manifest, sweep: To be published, and confirmed, before anything of the header.
+        header: Everything else, in order; chords in it are `CollectedChord` too.
+    """
+
+    collector: str
+    expires_s: float
+    manifest: Collected
+    sweep: Collected
+    header: list[Any]
+
+
 class Collector:
     """Takes the messages of a block instead of the broker; see `Sender.collecting`."""
 
     def __init__(self, reply_to: str | None) -> None:
         self.reply_to = reply_to
-        self.messages: list[Collected] = []
+        self.messages: list[Collected | CollectedChord] = []
         self._token: Any = None
 
-    def __enter__(self) -> list[Collected]:
+    def __enter__(self) -> list[Collected | CollectedChord]:
         self._token = current_collector.set(self)
         return self.messages
 

@@ -147,3 +147,17 @@ def call_policy(policy: PublishPolicy, options: Mapping[str, Any]) -> PublishPol
         interval_step_s=first(own.get("interval_step"), policy.interval_step_s),
         interval_max_s=first(own.get("interval_max"), policy.interval_max_s),
     )
+
+
+def delivery_mode_of(mode: int | str) -> int:
+    """Return AMQP's number of a delivery mode."""
+    return 1 if mode in (1, "transient") else 2
+
+
+def task_headers(name: str, task: Any) -> Mapping[str, Any]:
+    """Return the headers that all calls of a task have."""
+    headers: dict[str, Any] = {"lang": "py", "task": name}
+    hard, soft = getattr(task, "time_limit", None), getattr(task, "soft_time_limit", None)
+    if hard is not None or soft is not None:
+        headers["timelimit"] = [hard, soft]
+    return headers

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amqptasks.app.discovery import named_object
+from amqptasks.broker.chord_queues import join_queue, join_queue_name
 from amqptasks.entities import DIRECT_SUFFIX, Broadcast, Exchange, Queue, worker_direct
 from amqptasks.exceptions import ImproperlyConfigured, QueueNotFound
 
@@ -83,6 +84,7 @@ class Routing:
         self._missing_exchange_type: str | None = conf.task_create_missing_queue_exchange_type
         self._create_missing: bool = conf.task_create_missing_queues
         self._max_priority: int | None = conf.task_queue_max_priority
+        self._join_queue = join_queue_name(conf.task_queue_prefix)
         self._routers = tuple(prepare(conf.task_routes))
         #: Whether a route depends on the task's name alone.
         self.is_static = all(getattr(router, "is_static", False) for router in self._routers)
@@ -100,6 +102,8 @@ class Routing:
             return found
         if "@" in name and name.endswith(DIRECT_SUFFIX):
             return worker_direct(name.removesuffix(DIRECT_SUFFIX))
+        if name == self._join_queue:
+            return join_queue(name)
         if not self._create_missing:
             near = difflib.get_close_matches(name, self.names(), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""

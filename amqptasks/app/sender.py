@@ -25,9 +25,11 @@ from amqptasks.app.options import (
     EMPTY_EMBED,
     PROPERTY_OPTIONS,
     call_policy,
+    delivery_mode_of,
     embedded,
     first,
     policy_of,
+    task_headers,
     write_options,
 )
 from amqptasks.app.routing import ADDRESS_OPTIONS, Route, Routing
@@ -144,6 +146,15 @@ class Sender:
     def ladder(self) -> Ladder:
         """The delay ladder of the present settings."""
         return self._current().ladder
+
+    @property
+    def publisher(self) -> Publisher:
+        """The process's publisher."""
+        return self._app.publisher
+
+    def plan(self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Plan:
+        """Return what settings, routes and the task say about a call."""
+        return self._plan(self._current(), name, args, kwargs, options, None)
 
     def bulk(self) -> Bulk:
         """Make a block whose sends share their confirms."""
@@ -290,7 +301,7 @@ class Sender:
             embed = embedded(options)
             priority = first(options.get("priority"), priority)
             if options.get("delivery_mode") is not None:
-                delivery_mode = _delivery_mode(options["delivery_mode"])
+                delivery_mode = delivery_mode_of(options["delivery_mode"])
             serializer = options.get("serializer") or serializer
             compression = options.get("compression") or compression
             reply_to = options.get("reply_to")
@@ -429,7 +440,7 @@ class Sender:
             needs=tuple(self.sending_need(queue) for queue in route.queues if not queue.no_declare),
             serializer=option("serializer", "task_serializer"),
             compression=option("compression", "task_compression"),
-            delivery_mode=_delivery_mode(first(mode, conf.task_default_delivery_mode)),
+            delivery_mode=delivery_mode_of(first(mode, conf.task_default_delivery_mode)),
             priority=option("priority", "task_default_priority"),
             ignore_result=bool(option("ignore_result", "task_ignore_result")),
             keeps_errors=bool(option("store_errors_even_if_ignored", "task_store_errors_even_if_ignored")),
@@ -440,7 +451,7 @@ class Sender:
             is_kept=self._app.backend.in_message and bool(option("persist_result", "task_persist_result")),
             expires=option("expires", None),
             policy=policy_of(conf),
-            headers=_plan_headers(name, task),
+            headers=task_headers(name, task),
             show=shortener(conf.task_repr_maxlevels),
         )
 
@@ -479,17 +490,5 @@ class Sender:
         return self._origin
 
 
-def _delivery_mode(mode: int | str) -> int:
-    return 1 if mode in (1, "transient") else 2
-
-
 def _need_of(key: str, *steps: Step) -> Need:
     return Need(key, lambda _version: steps)
-
-
-def _plan_headers(name: str, task: Any) -> Mapping[str, Any]:
-    headers: dict[str, Any] = {"lang": "py", "task": name}
-    hard, soft = getattr(task, "time_limit", None), getattr(task, "soft_time_limit", None)
-    if hard is not None or soft is not None:
-        headers["timelimit"] = [hard, soft]
-    return headers

@@ -123,6 +123,11 @@ class ConfirmChannel:
         """Messages that have not had their outcome."""
         return len(self._queue) + len(self._unconfirmed) + len(self._suspects) + self._declaring
 
+    @property
+    def connection(self) -> Connection | None:
+        """The connection in use; None while there is none."""
+        return self._connection
+
     def up(self, connection: Connection, declarer: Declarer, version: tuple[int, ...] | None) -> None:
         """Use this connection from now on."""
         self._connection, self._declarer, self._version = connection, declarer, version

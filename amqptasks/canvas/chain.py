@@ -194,7 +194,11 @@ def _frozen(steps: list[Any], own: Mapping[str, Any]) -> list[Any]:
         )
     )  # fmt: skip
     for before, result in zip(results, results[1:], strict=False):
-        result.parent = before
+        # A chord's has its header before it already.
+        first = result
+        while first.parent is not None:
+            first = first.parent
+        first.parent = before
     return results
 
 

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from amqptasks._version import __version__
 from amqptasks.entities import Broadcast, Queue
 
+#: How the names of the package's own tasks begin: not shown, as in Celery.
+OWN_TASKS = "amqptasks."
+
 
 def banner(
     *,
@@ -42,6 +45,6 @@ def banner(
         title = queue.title if isinstance(queue, Broadcast) else queue.name
         lines.append(f".> {title:<16}{kind}")
     if tasks is not None:
-        lines += ["", "[tasks]", *(f"  . {name}" for name in sorted(tasks))]
+        lines += ["", "[tasks]", *(f"  . {name}" for name in sorted(tasks) if not name.startswith(OWN_TASKS))]
     lines.append("")
     return "\n".join(lines)

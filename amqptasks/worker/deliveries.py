@@ -245,7 +245,7 @@ class Deliveries:
             # What follows: a next attempt that it has asked for before, by retry(throw=False).
             self._settlement.settle(request, outcome.follow_ups, lambda: self._rejected(request, outcome))
         elif outcome.kind == UNSTORED:
-            self._bury(request, dead_letters.UNSTORED, BackendStoreError(outcome.reason), ())
+            self._bury(request, dead_letters.UNSTORED, BackendStoreError(outcome.reason), outcome.follow_ups)
         elif outcome.kind == FAILED and outcome.reason:
             self._settlement.settle_dead(request, outcome.follow_ups, outcome.reason, lambda: self._end(request))
         elif outcome.kind == FAILED and request.is_late and not self._acks_on_failure(request):

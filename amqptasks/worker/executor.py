@@ -53,6 +53,7 @@ from amqptasks.worker.outcome import (
     FollowUp,
     Next,
     Outcome,
+    made,
 )
 from amqptasks.worker.pools.window import Abandoned, run_limited
 
@@ -176,10 +177,10 @@ class Executor:
             value, state = error, RETRY
             outcome = self._retrying(task, request, error, runtime_s)
         elif isinstance(error, Ignore):
-            outcome, state = Outcome(IGNORED, runtime_s), "IGNORED"
+            outcome, state = Outcome(IGNORED, runtime_s, self._left_out(request, error)), "IGNORED"
             logger.info("Task %s[%s] ignored", request.task, request.id)
         elif isinstance(error, Reject):
-            outcome, state = self._rejected(request, error, runtime_s), "REJECTED"
+            outcome, state = self._rejected(task, request, error, runtime_s), "REJECTED"
         else:
             value, state = error, FAILURE
             outcome = self._failed(task, request, error, runtime_s)
@@ -189,7 +190,7 @@ class Executor:
             )
         if request._attempts:
             # However this one has ended: with throw=False it may have ended in any way.
-            outcome.follow_ups += tuple(FollowUp(*each) for each in request._attempts)
+            outcome.follow_ups += made(request._attempts)
         return outcome
 
     def _retrying(self, task: Any, request: Context, retry: Retry, runtime_s: float) -> Outcome:
@@ -226,28 +227,43 @@ class Executor:
         reason = failure_text(error) if task is not None and dies_of_failure(self.app, task) else ""
         return Outcome(FAILED, runtime_s, follow_ups, reason)
 
-    def _rejected(self, request: Context, reject: Reject, runtime_s: float) -> Outcome:
+    def _rejected(self, task: Any, request: Context, reject: Reject, runtime_s: float) -> Outcome:
         logger.info("Task %s[%s] rejected: %s", request.task, request.id, short_repr(reject.reason))
+        late = self.app.conf.task_acks_late if task.acks_late is None else task.acks_late
+        # What is acked early does not come again, whatever it asks for.
+        follow_ups = () if reject.requeue and late else self._left_out(request, reject)
         return Outcome(
-            REJECTED, runtime_s, reason=f"rejected by the task: {reject.reason}", requeue=bool(reject.requeue)
-        )
+            REJECTED, runtime_s, follow_ups, reason=f"rejected by the task: {reject.reason}",
+            requeue=bool(reject.requeue),
+        )  # fmt: skip
+
+    def _left_out(self, request: Context, error: BaseException) -> tuple[Next, ...]:
+        """Tell the chords that wait for a task which has ended without a result. Who hands his place in a chord to
+        another task takes it from the request."""
+        if not request.chord and not request.chain:
+            return ()
+        return self._follow_ups.failed_parts(request, error, None)
 
     def _unreadable(
         self, name: str, task_id: str, headers: Any, reply_to: str | None, correlation_id: str | None, error: Exception
     ) -> Outcome:
         request = Context(id=task_id, task=name, reply_to=reply_to, correlation_id=correlation_id)
-        request.group = headers.get("group")
+        request.group, request.group_index = headers.get("group"), headers.get("group_index")
         follow_ups: tuple[Next, ...] = ()
         try:
             follow_ups = self._follow_ups.failure(request, error, None)
         except AmqptasksError as trouble:
             # The message goes to the dead letters all the same.
             logger.error("The failure of task %.64r cannot be told: %s", task_id, trouble)
+        if request.group:
+            from amqptasks.worker.parts import unreadable
+
+            follow_ups += unreadable(self.app, request, error)
         return Outcome(UNREADABLE, 0.0, follow_ups, reason=f"{type(error).__name__}: {error}")
 
     def _unstored(self, request: Context, error: AmqptasksError) -> Outcome:
         logger.error("Task %s[%s] has ended, and its result is not stored: %s", request.task, request.id, error)
-        return Outcome(UNSTORED, 0.0, reason=str(error))
+        return Outcome(UNSTORED, 0.0, self._left_out(request, error), reason=str(error))
 
     def report_state(self, task: Any, task_id: str, state: str, meta: Any, **fields: Any) -> None:
         """Send a state that is not the last. Called by the task, through ``update_state``."""

@@ -22,7 +22,7 @@ from amqptasks.states import FAILURE, RETRY, REVOKED
 from amqptasks.wire.failures import to_plain
 from amqptasks.wire.message import PERSISTENT, encode
 from amqptasks.wire.serializers import dumps
-from amqptasks.worker.outcome import FollowUp, Keep, Next
+from amqptasks.worker.outcome import FollowUp, Keep, Next, made
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class FollowUps:
     def after_success(self, request: Context, value: Any) -> tuple[Next, ...]:
         """Call what is linked to a success: callbacks, then the next element of the chain."""
         if not request.callbacks and not request.chain:
-            return ()
+            return self.part(request, value) if request.chord else ()
         options = self._inherited(request)
         own = len(request.children)
         with self._app.sender.collecting(request.reply_to) as collected:
@@ -115,7 +115,8 @@ class FollowUps:
                 signature = maybe_signature(rest.pop(), app=self._app)
                 request.children.append(signature.apply_async((value,), chain=rest or None, **options))
         request._followers = [each.id for each in request.children[own:]]
-        return tuple(FollowUp(*each) for each in collected)
+        follow_ups = made(collected)
+        return follow_ups + self.part(request, value) if request.chord else follow_ups
 
     def after_failure(
         self, request: Context, error: BaseException, plain: Mapping[str, Any], traceback: str | None, state: str
@@ -126,10 +127,31 @@ class FollowUps:
             with self._app.sender.collecting(request.reply_to) as collected:
                 for errback in request.errbacks:
                     call_errback(self._app, errback, request, error, traceback, self._inherited(request))
-            follow_ups.extend(FollowUp(*each) for each in collected)
+            follow_ups.extend(made(collected))
         for element in request.chain or ():
             follow_ups.extend(self._fail_element(element, request, plain, traceback, state))
         return tuple(follow_ups)
+
+    # -- parts of chords
+
+    def part(self, request: Context, value: Any) -> tuple[Next, ...]:
+        """Tell the chord whose part a task was what it has returned.
+
+        Raises:
+            EncodeError: That cannot be serialized, or is too large.
+        """
+        from amqptasks.worker.parts import succeeded
+
+        return succeeded(self._app, request, value)
+
+    def failed_parts(self, request: Context, error: BaseException, traceback: str | None) -> tuple[Next, ...]:
+        """Tell the chords whose parts will never be there: the task's own, and those of what its chain will not
+        reach."""
+        if not request.chord and not request.chain:
+            return ()
+        from amqptasks.worker.parts import failed
+
+        return failed(self._app, request, error, traceback)
 
     def _fail_element(
         self, element: Any, request: Context, plain: Mapping[str, Any], traceback: str | None, state: str
@@ -155,6 +177,7 @@ class FollowUps:
         follow_ups: tuple[Next, ...] = ()
         if store:
             follow_ups = self.answer(request, self.record(request, state, plain, traceback))
+        follow_ups += self.failed_parts(request, error, traceback)
         try:
             return follow_ups + self.after_failure(request, error, plain, traceback, state)
         except AmqptasksError as trouble:

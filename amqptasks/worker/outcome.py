@@ -6,9 +6,11 @@ publishes it, waits for the confirms, and acks.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from amqptasks.app.gathering import Collected, CollectedChord
 from amqptasks.results.record import ResultRecord
 from amqptasks.wire.message import EncodedMessage
 
@@ -75,8 +77,70 @@ class Keep:
         raise TypeError("a result that is to be stored does not travel: who runs a task stores its result")
 
 
+@dataclass(slots=True)
+class Part:
+    """The end of a chord's part, for its collector.
+
+    Attributes:
+        message: For the collector, which is there unless the chord is over.
+        size: How many parts the chord has; 0 if that is not known.
+    """
+
+    message: EncodedMessage
+    size: int
+
+    def to_plain(self) -> list[Any]:
+        """Return what crosses the socket."""
+        message = self.message
+        return [message.routing_key, message.properties, message.body, message.correlation_id, self.size]
+
+
+@dataclass(slots=True)
+class Opening:
+    """A chord that begins.
+
+    Attributes:
+        first: The manifest and the sweep: confirmed before anything of the header is published.
+        header: All else.
+    """
+
+    collector: str
+    expires_s: float
+    first: tuple[FollowUp, ...]
+    header: tuple[Next, ...]
+
+    def to_plain(self) -> list[Any]:
+        """Return what crosses the socket."""
+        first, header = ([each.to_plain() for each in some] for some in (self.first, self.header))
+        return [self.collector, self.expires_s, first, header]
+
+
 #: One thing that must be done before the delivery is acked.
-Next = FollowUp | Keep
+Next = FollowUp | Keep | Part | Opening
+
+
+def made(collected: Iterable[Collected | CollectedChord]) -> tuple[FollowUp | Opening, ...]:
+    """Return what was collected in place of sending it, as what is to follow."""
+    return tuple(FollowUp(*each) if isinstance(each, Collected) else _opening(each) for each in collected)
+
+
+def _opening(chord: CollectedChord) -> Opening:
+    first = (FollowUp(*chord.manifest), FollowUp(*chord.sweep))
+    return Opening(chord.collector, chord.expires_s, first, made(chord.header))
+
+
+def next_from_plain(plain: Any) -> Next:
+    """Read what crossed the socket. Its kinds differ in length."""
+    if len(plain) == 9:
+        return FollowUp.from_plain(plain)
+    if len(plain) == 5:
+        collector, properties, body, correlation_id, size = plain
+        return Part(EncodedMessage("", collector, properties, body, correlation_id), size)
+    collector, expires_s, first, header = plain
+    return Opening(
+        collector, expires_s, tuple(FollowUp.from_plain(each) for each in first),
+        tuple(next_from_plain(each) for each in header),
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -108,5 +172,5 @@ class Outcome:
         """Read the frame."""
         if len(frame) == 4:
             return cls(frame[2], frame[3])
-        follow_ups = tuple(FollowUp.from_plain(each) for each in frame[4])
+        follow_ups = tuple(next_from_plain(each) for each in frame[4])
         return cls(frame[2], frame[3], follow_ups, frame[5], frame[6])

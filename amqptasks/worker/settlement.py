@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from amqptasks.app.sender import Sender
 from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Outgoing
+from amqptasks.broker.loop import Loop
 from amqptasks.broker.needs import Need
 from amqptasks.broker.topology import dead_queue
 from amqptasks.entities import Broadcast
@@ -19,9 +21,12 @@ from amqptasks.results.kept import kept_need
 from amqptasks.wire.message import EncodedMessage
 from amqptasks.wire.reprs import printable
 from amqptasks.worker import dead_letters
-from amqptasks.worker.outcome import FollowUp, Keep, Next
+from amqptasks.worker.outcome import FollowUp, Keep, Next, Part
 from amqptasks.worker.request import Request
 from amqptasks.worker.storer import Storer
+
+if TYPE_CHECKING:
+    from amqptasks.worker.chord_settlement import ChordSettlement
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +45,11 @@ class Settlement:
     """
 
     def __init__(
-        self, channel: ConfirmChannel, sender: Sender, storer: Storer, hostname: str, on_change: Callable[[], None]
-    ) -> None:
+        self, loop: Loop, channel: ConfirmChannel, sender: Sender, storer: Storer, hostname: str,
+        on_change: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._loop = loop
+        self._chords: ChordSettlement | None = None
         self._channel = channel
         self._storer = storer
         self._sender = sender
@@ -79,10 +87,29 @@ class Settlement:
 
         failures: list[str] = []
         for each in follow_ups:
-            if isinstance(each, Keep):
-                self._storer.store(each.record, one_done)
-            else:
-                self._send_follow_up(request, each, one_done)
+            self._settle_one(request, each, one_done)
+
+    def _settle_one(self, request: Request, each: Next, done: Callable[[str | None], None]) -> None:
+        if isinstance(each, FollowUp):
+            self._send_follow_up(request, each, done)
+        elif isinstance(each, Keep):
+            self._storer.store(each.record, done)
+        elif isinstance(each, Part):
+            self._for_chords().end_part(request, each, done)
+        else:
+            self._for_chords().begin(request, each, done)
+
+    def _for_chords(self) -> ChordSettlement:
+        chords = self._chords
+        if chords is None:
+            # With the first of them: most workers never see one.
+            from amqptasks.worker.chord_settlement import ChordSettlement
+
+            chords = self._chords = ChordSettlement(
+                self._loop, self._channel, self._sender, self.publish, self._settle_one,
+                lambda out, immediately: self._again(out, immediately=immediately),
+            )  # fmt: skip
+        return chords
 
     def settle_dead(self, request: Request, follow_ups: tuple[Next, ...], detail: str, then: Then) -> None:
         """Settle a task that failed, and whose message is to be kept among the dead letters for that."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 from amqptasks import signals
 from amqptasks.app.app import App
+from amqptasks.broker.chord_queues import join_queue, join_queue_name
 from amqptasks.broker.confirms import ConfirmChannel
 from amqptasks.broker.consumer import QueueConsumer
 from amqptasks.broker.declarer import Declarer
@@ -29,6 +30,7 @@ from amqptasks.worker.banner import banner
 from amqptasks.worker.deliveries import Deliveries
 from amqptasks.worker.dispatch import Dispatcher
 from amqptasks.worker.executor import Executor
+from amqptasks.worker.join_task import add_join_task
 from amqptasks.worker.pools.guard import Guard
 from amqptasks.worker.pools.pool import Pool, PoolEvents, Run
 from amqptasks.worker.settlement import Settlement
@@ -44,6 +46,8 @@ MAX_HELD = 64
 ACK_DELAY_S = 0.005
 #: How long a worker that has connected waits to learn what was revoked, seconds.
 REPLAY_S = 5.0
+#: Chords that a worker takes to join before those at hand are.
+JOINS_AHEAD = 2
 POOLS = ("asyncio", "prefork", "solo", "threads")
 #: How many tasks the asyncio pool runs at once, where it is not said.
 ASYNCIO_PLACES = 100
@@ -104,6 +108,7 @@ class Worker:
         self.app.prepare()
         setup_worker_logging(self.app.conf, self.loglevel, self.logfile, self.hostname)
         self.app.import_modules()
+        add_join_task(self.app)
         signals.celeryd_after_setup.send(self.hostname, instance=self, conf=self.app.conf)
         self._make_parts()
         if not self._quiet:
@@ -134,7 +139,7 @@ class Worker:
         backoff = Backoff(max_s=conf.broker_connection_retry_interval_max)
         self._confirms = ConfirmChannel(loop)
         self._storer = Storer(lambda: app.backend, conf.result_serializer, self._make_storing_pool)
-        self._settlement = Settlement(self._confirms, app.sender, self._storer, self.hostname, self._settled)
+        self._settlement = Settlement(loop, self._confirms, app.sender, self._storer, self.hostname, self._settled)
         self._publish_link = self._link("worker publisher", self._publish_up, self._publish_down, backoff)
         self._consume_link = self._link("worker consumer", self._consume_up, self._consume_down, backoff, reads=True)
         self._executor = self._make_executor()
@@ -161,12 +166,14 @@ class Worker:
         self._dispatcher.on_limited = Guard(loop, self.pool).watch
         self.queues = self._select_queues()
         self._consumers = [self._consumer(queue) for queue in self.queues]
+        #: Those, and the one of the queue that asks for chords to be joined.
+        self._all_consumers = [*self._consumers, self._join_consumer()]
         self._consume_declarer: Declarer | None = None
         self._publish_declarer: Declarer | None = None
         self._stopping = Stopping(
             Parts(
                 loop, self.hostname, conf, self.pool, self._storer, self._dispatcher, self._deliveries,
-                self._settlement, self._confirms, self._consumers, (self._consume_link, self._publish_link),
+                self._settlement, self._confirms, self._all_consumers, (self._consume_link, self._publish_link),
                 self._revocations.stop,
             )
         )  # fmt: skip
@@ -267,6 +274,14 @@ class Worker:
             ack_delay_s=ACK_DELAY_S, is_own=isinstance(queue, Broadcast) and queue.is_own,
         )  # fmt: skip
 
+    def _join_consumer(self) -> QueueConsumer:
+        queue = join_queue(join_queue_name(self.app.conf.task_queue_prefix))
+        return QueueConsumer(
+            self.loop, queue.name, prefetch=JOINS_AHEAD, need=self.app.sender.need(queue),
+            on_delivery=self._deliveries.on_delivery, on_lost=self._on_lost_channel,
+            on_refused=lambda _consumer, conflict: logger.error("%s", conflict), tag_prefix=self.hostname,
+        )  # fmt: skip
+
     def _banner(self) -> str:
         conf = self.app.conf
         tasks = list(self.app.tasks) if self.loglevel <= logging.INFO else None
@@ -301,13 +316,13 @@ class Worker:
     def _consume_queues(self) -> None:
         connection, declarer = self._consume_link.connection, self._consume_declarer
         if connection is not None and declarer is not None and not self._stopping.has_begun:
-            for consumer in self._consumers:
+            for consumer in self._all_consumers:
                 consumer.up(connection, declarer, self._consume_link.version)
 
     def _consume_down(self, reason: str) -> None:
         logger.warning("Lost the consuming connection: %s. Running tasks go on; connecting again.", reason)
         self._revocations.down(reason)
-        for consumer in self._consumers:
+        for consumer in self._all_consumers:
             consumer.down(reason)
         if self._consume_declarer is not None:
             self._consume_declarer.fail(reason)

@@ -34,6 +34,9 @@ PROOFS = {
     "timezone": f"{_MESSAGE}[timezone]",
     "imports": "integration/test_queues.py::test_include_and_imports_are_where_a_worker_finds_its_tasks",
     "include": "integration/test_queues.py::test_include_and_imports_are_where_a_worker_finds_its_tasks",
+    # Chords
+    "task_allow_error_cb_on_chord_header": "unit/canvas/test_chord.py::test_error_callbacks_reach_the_header_if_wanted",
+    "result_chord_expires": "integration/test_chords.py::test_a_chord_whose_time_is_over_fails",
     # Broker
     "broker_url": f"{_CONNECT}[broker_url]",
     "broker_host": f"{_CONNECT}[broker_host]",

@@ -147,15 +147,12 @@ def test_a_group_of_one_is_its_member_and_an_empty_one_is_nothing(add, double):
     assert (add.s(1, 1) | group([double.s() | double.s()])).tasks == [add.s(1, 1), double.s(), double.s()]
 
 
-def test_a_group_followed_by_a_task_is_a_chord_and_sending_it_is_refused(app, add, total):
+def test_a_group_followed_by_a_task_is_a_chord(add, total):
     for call in (group(add.s(1, 1), add.s(2, 2)) | total.s(), chord([add.s(1, 1), add.s(2, 2)], total.s())):
         assert isinstance(call, chord)
         assert repr(call) == "%tasks.total([add(1, 1), add(2, 2)])"
-        with pytest.raises(NotImplementedError, match="chord"):
-            call.delay()
-    with pytest.raises(NotImplementedError, match="chord"):
-        chain(add.s(1, 1), group(add.s(1), add.s(2)), total.s()).delay()
-    assert app.messages == []
+    steps = chain(add.s(1, 1), group(add.s(1), add.s(2)), total.s()).tasks
+    assert [type(step) is chord for step in steps] == [False, True]
 
 
 def test_a_task_after_a_chord_follows_its_body(add, total, double):

@@ -1,0 +1,188 @@
+"""Starting a chord: first its collector, with the manifest in it, and the sweep that looks after it; then its header.
+
+In that order, and confirmed: a part that ends must find the collector there. Where what is sent is only collected, for
+a worker's parent to publish, the order is kept by putting both into one `CollectedChord`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Final
+
+from amqptasks.app import context
+from amqptasks.app.gathering import Bulk, Collected, CollectedChord, Collector, current_bulk, current_collector
+from amqptasks.app.options import first, policy_of
+from amqptasks.app.sender import Plan, Sender
+from amqptasks.broker.chord_queues import collector_need, join_queue, join_queue_name
+from amqptasks.broker.needs import Need
+from amqptasks.canvas.signature import Signature
+from amqptasks.entities import Queue
+from amqptasks.exceptions import ImproperlyConfigured
+from amqptasks.wire.chord import JOIN_TASK, Manifest, collector_name, encode_manifest
+
+__all__ = ["FIRST_SWEEP_S", "ChordStart", "poke"]
+
+#: How long a chord is first left alone, seconds.
+FIRST_SWEEP_S: Final = 60.0
+#: How long a chord may take where no setting says it, seconds: a day, as ``result_expires``.
+DEFAULT_EXPIRES_S: Final = 86400.0
+
+
+class ChordStart(AbstractContextManager[None]):
+    """A block that sends the header of a chord. What the parts need is there before the first of them is sent.
+
+    Args:
+        chord_id: The header's id.
+        size: How many parts there are.
+        body: The call to make with their results; frozen.
+        expires_s: How long the chord may take; as the settings say without.
+
+    Raises:
+        OperationalError: On entering: the broker did not take the manifest, nothing of the header was sent. At the
+            end: it did not take all of the header; `BulkError` names what is missing.
+    """
+
+    def __init__(
+        self, sender: Sender, chord_id: str, size: int, body: Any, root_id: str | None, expires_s: float | None
+    ) -> None:  # fmt: skip
+        self._sender = sender
+        self._expires_s = _expires_s(sender.conf, expires_s)
+        collector = collector_name(sender.conf.task_queue_prefix, chord_id)
+        running = context.current()
+        if root_id is None and running is not None:
+            root_id = running.request.root_id or running.request.id
+        self._queues = _address(sender, body)
+        until = time.time() + self._expires_s
+        self._manifest = Manifest(collector, size, body, chord_id, until, root_id)
+        self._bulk: Bulk | None = None
+        self._outer: Collector | None = None
+        self._inner: Collector | None = None
+
+    def __enter__(self) -> None:
+        self._outer = current_collector.get()
+        if self._outer is not None:
+            self._inner = Collector(self._outer.reply_to)
+            self._inner.__enter__()
+            return
+        self._open()
+        self._bulk = self._sender.bulk()
+        self._bulk.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bulk is not None:
+            self._bulk.__exit__(kind, error, trace)
+        if self._inner is not None and self._outer is not None:
+            self._inner.__exit__(kind, error, trace)
+            if error is None:
+                manifest, sweep = self._messages()
+                start = CollectedChord(self._manifest.collector, self._expires_s, manifest, sweep, self._inner.messages)
+                self._outer.messages.append(start)
+
+    def _messages(self) -> tuple[Collected, Collected]:
+        conf = self._sender.conf
+        encoded = encode_manifest(self._manifest, conf.task_serializer)
+        names = tuple(queue.name for queue in self._queues)
+        wait_s = min(FIRST_SWEEP_S, self._expires_s)
+        return Collected(encoded, names, None), _join_call(self._sender, self._manifest.collector, sweep_in_s=wait_s)
+
+    def _open(self) -> None:
+        """Declare the collector and put the manifest and the first sweep where they belong, confirmed."""
+        sender, conf = self._sender, self._sender.conf
+        manifest, sweep = self._messages()
+        policy = policy_of(conf)
+        join = join_queue_name(conf.task_queue_prefix)
+        needs = (
+            collector_need(self._manifest.collector, self._expires_s), *map(sender.sending_need, self._queues),
+        )  # fmt: skip
+        sweep_needs: tuple[Need, ...] = (sender.need(join_queue(join)), *sender.delay_needs(join))
+        # Outside of any bulk block: these must be confirmed now.
+        token = current_bulk.set(None)
+        try:
+            publisher = sender.publisher
+            deadline = time.monotonic() + policy.timeout_s
+            sendings = [
+                publisher.submit(manifest.message, needs, policy), publisher.submit(sweep.message, sweep_needs, policy),
+            ]  # fmt: skip
+            if conf.broker_publish_confirm:
+                for sending in sendings:
+                    publisher.finish(sending, deadline)
+        finally:
+            current_bulk.reset(token)
+
+
+def poke(sender: Sender, collector: str) -> Collected:
+    """Make the message that asks a worker to join a chord whose parts have all ended."""
+    return _join_call(sender, collector)
+
+
+def _join_call(sender: Sender, collector: str, sweep_in_s: float | None = None) -> Collected:
+    queue = join_queue(join_queue_name(sender.conf.task_queue_prefix))
+    options: dict[str, Any] = {"queue": queue, "ignore_result": True, "delivery_mode": 2, "expires": None}
+    if sweep_in_s is not None:
+        options["countdown"] = sweep_in_s
+    with sender.collecting(None) as made:
+        sender.send(JOIN_TASK, (collector,), {"sweep": sweep_in_s is not None}, options)
+    collected = made[0]
+    assert isinstance(collected, Collected)
+    return collected
+
+
+def _expires_s(conf: Any, given: Any) -> float:
+    seconds = first(first(given, conf.result_chord_expires), conf.result_expires)
+    if hasattr(seconds, "total_seconds"):
+        seconds = seconds.total_seconds()
+    if not seconds:
+        return DEFAULT_EXPIRES_S
+    if type(seconds) not in (int, float) or not 0 < seconds < float("inf"):
+        raise ImproperlyConfigured(
+            f"expected chord_expires to be a number of seconds above 0, or a timedelta, got: {given!r}"
+        )
+    return float(seconds)
+
+
+def _address(sender: Sender, body: Any) -> list[Queue]:
+    """Write into the calls that begin a body where they go and how: whoever joins the chord may be of another app.
+
+    Returns the queues that they need.
+    """
+    queues: list[Queue] = []
+    for call in beginning(body):
+        plan = sender.plan(call.task, call.args, call.kwargs, call.options)
+        call.options.update(_said_by(plan, call.options))
+        queues.extend(queue for queue in plan.route.queues if not queue.no_declare and queue not in queues)
+    return queues
+
+
+def beginning(call: Any) -> list[Signature]:
+    """Return the single calls that are made when a call of any kind is."""
+    kind = call.subtask_type
+    if kind == "chain":
+        return beginning(call.tasks[0]) if call.tasks else []
+    if kind == "chord" and not call.tasks:
+        return [] if call.body is None else beginning(call.body)
+    if kind in ("group", "chord"):
+        return [each for member in call.tasks for each in beginning(member)]
+    return [call]
+
+
+def _said_by(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
+    route = plan.route
+    said: dict[str, Any] = {"queue": None, "exchange": None, "routing_key": None, "exchange_type": None}
+    if route.exchange:
+        said |= {"exchange": route.exchange, "routing_key": route.routing_key, "exchange_type": route.exchange_type}
+    else:
+        said["queue"] = route.queue_name or route.routing_key
+    hard, soft = plan.headers.get("timelimit") or (None, None)
+    for key, value in (
+        ("serializer", plan.serializer), ("compression", plan.compression), ("priority", plan.priority),
+        ("delivery_mode", plan.delivery_mode), ("time_limit", hard), ("soft_time_limit", soft),
+        ("expires", plan.expires), ("ignore_result", plan.ignore_result or None),
+    ):  # fmt: skip
+        if options.get(key) is None and value is not None:
+            said[key] = value
+    return said

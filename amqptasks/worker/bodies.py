@@ -1,0 +1,85 @@
+"""What becomes of a chord's body: it is called with the results, or it fails without having run.
+
+Nothing is sent here: this makes what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from amqptasks.app.app import App
+from amqptasks.app.context import Context
+from amqptasks.canvas.signature import Signature, as_list
+from amqptasks.exceptions import ChordError
+from amqptasks.states import FAILURE
+from amqptasks.wire.chord import Manifest
+from amqptasks.worker.follow_ups import FollowUps, wants_result
+from amqptasks.worker.outcome import Next, made
+
+__all__ = ["call_body", "fail_body"]
+
+#: Canvases in canvases are looked through this deep.
+MAX_DEPTH = 100
+
+
+def call_body(
+    app: App, body: Signature, values: list[Any], root_id: str | None, parent_id: str | None
+) -> tuple[Next, ...]:
+    """Make the call of a body with the results of its header.
+
+    Raises:
+        Exception: It cannot be called so.
+    """
+    with app.sender.collecting(None) as collected:
+        body.apply_async((values,), root_id=root_id, parent_id=parent_id)
+    return made(collected)
+
+
+def fail_body(
+    app: App, hostname: str, body: Signature, manifest: Manifest, error: ChordError, traceback: str
+) -> tuple[Next, ...]:
+    """Make all that follows the failure of a body that has not run: answers, errbacks, the end of its chain."""
+    follow_ups = FollowUps(app, hostname)
+    found: list[Next] = []
+    for call, chain in _heads(body, [], MAX_DEPTH):
+        request = _request(call, chain, manifest)
+        store = bool(request.id) and wants_result(app, app.tasks.get(call.task), request, FAILURE)
+        found.extend(follow_ups.failure(request, error, traceback, store=store))
+    return tuple(found)
+
+
+def _heads(call: Signature, chain: list[Any], depth: int) -> list[tuple[Signature, list[Any]]]:
+    """Return the single calls that a call would begin with and what would follow each, last first. Of a chord that is
+    its body: its header was to begin, but who waits for anything waits for the body."""
+    options = call.options
+    chain = [*chain, *as_list(options.get("chain"))]
+    kind, parts = call.subtask_type, call.kwargs
+    if depth <= 0:
+        return []
+    if kind == "chain":
+        tasks = parts["tasks"]
+        if not tasks:
+            return []
+        return _heads(tasks[0], [*chain, *reversed(tasks[1:])], depth - 1)
+    if kind == "group":
+        return [head for member in parts["tasks"] for head in _heads(member, chain, depth - 1)]
+    if kind == "chord":
+        return [] if parts["body"] is None else _heads(parts["body"], chain, depth - 1)
+    return [(call, chain)]
+
+
+def _request(call: Signature, chain: list[Any], manifest: Manifest) -> Context:
+    options: Mapping[str, Any] = call.options
+    task_id = options.get("task_id")
+    reply_to = options.get("reply_to")
+    request = Context(
+        id=task_id if isinstance(task_id, str) else None, task=call.task, args=call.args, kwargs=call.kwargs,
+        reply_to=reply_to if isinstance(reply_to, str) else None, group=options.get("group_id"),
+        group_index=options.get("group_index"), root_id=manifest.root_id, errbacks=as_list(options.get("link_error")),
+        chain=chain or None, chord=options.get("chord"), called_directly=False,
+    )  # fmt: skip
+    request.correlation_id = request.id
+    if options.get("ignore_result") is not None:
+        request.ignore_result = bool(options["ignore_result"])
+    return request
