@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 #: The faces of the package, which users import and nothing inside it does: they may look at anything below `cli`.
-FACES = ("__init__", "result", "serialization", "utils")
+FACES = ("__init__", "progress", "result", "serialization", "utils")
 #: Where each third-party library may be imported. What is not named here may not be imported at all.
 HOMES: dict[str, tuple[str, ...]] = {
     "pika": ("broker",),

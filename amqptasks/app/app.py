@@ -11,6 +11,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import tzinfo
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -22,8 +23,8 @@ from amqptasks.app.task import Task
 from amqptasks.canvas.signature import Signature
 from amqptasks.entities import Queue
 from amqptasks.exceptions import ImproperlyConfigured
+from amqptasks.results import handles, sets
 from amqptasks.results.backend import ResultBackend
-from amqptasks.results.handles import AsyncResult, GroupResult
 from amqptasks.results.record import ResultRecord
 from amqptasks.settings import Conf
 from amqptasks.signals import Signal
@@ -230,7 +231,7 @@ class App(TaskHome, AsyncSending):
         *,
         task_id: str | None = None,
         **options: Any,
-    ) -> AsyncResult:
+    ) -> handles.AsyncResult:
         """Send a call by the task's name; it need not be known here. Options as in `Task.apply_async`."""
         if task_id is not None:
             options["task_id"] = task_id
@@ -295,14 +296,23 @@ class App(TaskHome, AsyncSending):
 
     # -- results
 
-    def AsyncResult(self, id: str, **kwargs: Any) -> AsyncResult:
-        """Return the handle of a task's result, by its id."""
-        kwargs.setdefault("backend", self.backend)
-        return AsyncResult(id, app=self, **kwargs)
+    @cached_property
+    def AsyncResult(self) -> type[handles.AsyncResult]:
+        """The class of this app's results: ``app.AsyncResult(id)`` is the handle of a task's result."""
+        bound: type[handles.AsyncResult] = handles.bound_to(self, handles.AsyncResult)
+        return bound
 
-    def GroupResult(self, id: str | None = None, results: Any = None, **kwargs: Any) -> GroupResult:
-        """Return the handle of a group's results."""
-        return GroupResult(id, results, app=self, **kwargs)
+    @cached_property
+    def GroupResult(self) -> type[handles.GroupResult]:
+        """The class of this app's results of groups: ``app.GroupResult.restore(id)``."""
+        bound: type[handles.GroupResult] = handles.bound_to(self, handles.GroupResult)
+        return bound
+
+    @cached_property
+    def ResultSet(self) -> type[sets.ResultSet]:
+        """The class of this app's sets of results."""
+        bound: type[sets.ResultSet] = handles.bound_to(self, sets.ResultSet)
+        return bound
 
     @property
     def backend(self) -> ResultBackend:

@@ -22,7 +22,7 @@ from amqptasks.canvas.signature import Signature, as_list, maybe_signature
 from amqptasks.exceptions import EncodeError, Ignore, OperationalError, Reject, Retry
 from amqptasks.logs import TASK_LOGGER, bind_task
 from amqptasks.results.context import denied_join_result
-from amqptasks.results.handles import EagerResult
+from amqptasks.results.eager import EagerResult
 from amqptasks.results.record import ResultRecord
 from amqptasks.states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
 from amqptasks.wire.failures import format_traceback, to_plain

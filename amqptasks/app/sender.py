@@ -77,6 +77,10 @@ class SendingApp(Protocol):
         """The result backend."""
 
     @property
+    def AsyncResult(self) -> type[AsyncResult]:
+        """The class of its results."""
+
+    @property
     def publisher(self) -> Publisher:
         """The process's publisher."""
 
@@ -186,7 +190,7 @@ class Sender:
         collector = current_collector.get()
         if collector is not None:
             self._collect(collector, encode(message, exchange, routing_key), plan, exchange)
-            return AsyncResult(task_id, backend=backend, task_name=name, app=app)
+            return app.AsyncResult(task_id, backend)
         is_awaited = not ignore_result or plan.keeps_errors
         if is_awaited:
             backend.expect(task_id)
@@ -206,7 +210,7 @@ class Sender:
             signals.after_task_publish.send(
                 name, body=body, headers=message.headers, exchange=exchange, routing_key=routing_key
             )
-        result = AsyncResult(task_id, backend=backend, task_name=name, app=app)
+        result = app.AsyncResult(task_id, backend)
         result.ignored = not is_awaited
         running = context.current()
         if running is not None and options.get("add_to_parent", True) and running.task.trail:

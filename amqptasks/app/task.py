@@ -17,7 +17,8 @@ from amqptasks.app.handlers import Handlers, Hooks, hooks_of
 from amqptasks.app.retrying import Retries, retry_automatically
 from amqptasks.canvas.signature import Signature
 from amqptasks.exceptions import ImproperlyConfigured, MaxRetriesExceededError, OperationalError
-from amqptasks.results.handles import AsyncResult, EagerResult
+from amqptasks.results.eager import EagerResult
+from amqptasks.results.handles import AsyncResult
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
@@ -346,7 +347,8 @@ class Task(Handlers, Retries, AsyncCalls[P], Generic[P, R]):
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult:
         """Return the handle of a task of this name, by its id."""
-        return AsyncResult(task_id, backend=self.app.backend, task_name=self.name, app=self.app, **kwargs)
+        result: AsyncResult = self.app.AsyncResult(task_id, **{"backend": self.app.backend, **kwargs})
+        return result
 
     @property
     def backend(self) -> Any:

@@ -66,12 +66,13 @@ def _names(app: App, without_tasks: bool) -> tuple[dict[str, Any], list[str]]:
     """Return what the shell knows, and the tasks that it does not because their short name is taken."""
     from amqptasks import canvas
     from amqptasks.exceptions import AmqptasksError
-    from amqptasks.results import handles
+    from amqptasks.results.handles import AsyncResult, GroupResult
+    from amqptasks.results.sets import ResultSet
 
     names: dict[str, Any] = {"app": app, "celery": app, "Task": app.Task, "AmqptasksError": AmqptasksError}
     names |= {name: getattr(canvas, name) for name in canvas.__all__ if name != "Sender"}
     names["subtask"] = canvas.signature
-    names |= {name: getattr(handles, name) for name in ("AsyncResult", "GroupResult", "ResultSet")}
+    names |= {"AsyncResult": AsyncResult, "GroupResult": GroupResult, "ResultSet": ResultSet}
     hidden: list[str] = []
     for name, task in sorted(app.tasks.items()):
         short = task.__name__

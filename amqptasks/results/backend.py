@@ -134,6 +134,11 @@ class ResultBackend(ABC):
 
         This version looks at every task between waits for the first. Backends that can be told should do better.
 
+        Args:
+            timeout_s: None waits for as long as it takes; zero or less only looks.
+            on_record: Called on the waiting thread with each record that is returned; by a backend that is told of
+                news, with the others that come meanwhile too.
+
         Raises:
             TimeoutError: None was finished in time.
             ResultUnreachable: This process can never see one of those results.
@@ -229,6 +234,10 @@ class DisabledBackend(ResultBackend):
 
     def wait(self, task_id: str, timeout_s: float | None, on_record: OnRecord | None = None) -> ResultRecord:
         """Refuse: it would wait for ever."""
+        raise self._disabled(task_id)
+
+    def subscribe(self, task_id: str, wake: Callable[[], None]) -> Callable[[], None] | None:
+        """Refuse: there will be no news."""
         raise self._disabled(task_id)
 
     def wait_any(

@@ -1,4 +1,4 @@
-"""What a caller holds of a task that was sent: `AsyncResult`, sets and groups of them, and `EagerResult`.
+"""What a caller holds of a task that was sent: `AsyncResult`, and `GroupResult` for several.
 
 A handle is an id and the backend to ask; it lives below tasks and the app, and sees of the app only the `ResultApp`
 protocol. Handles may be used from any thread, pickled, and asked as often as one likes.
@@ -9,31 +9,22 @@ from __future__ import annotations
 import time
 import types
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from typing import Any, ClassVar, NoReturn, Protocol
 
-from amqptasks.exceptions import DecodeError, TaskRevokedError
+from amqptasks.exceptions import DecodeError
 from amqptasks.exceptions import TimeoutError as ResultTimeout
 from amqptasks.results.awaiting import AwaitedResult
 from amqptasks.results.backend import ResultBackend
 from amqptasks.results.context import assert_will_not_block, default_app
+from amqptasks.results.known import KnownResult, value_of
 from amqptasks.results.record import ResultRecord
-from amqptasks.results.sets import (
-    LOOK_ASIDE_S,
-    MIN_SLICE_S,
-    Callback,
-    Look,
-    OnMessage,
-    ResultBase,
-    ResultSet,
-    required_id,
-)
+from amqptasks.results.relations import Callback, Look, OnMessage, ResultBase, Tree
+from amqptasks.results.sets import LOOK_ASIDE_S, MIN_SLICE_S, ResultSet, required_id
 from amqptasks.states import EXCEPTION_STATES as _EXCEPTION_STATES
-from amqptasks.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
+from amqptasks.states import PENDING
 from amqptasks.states import PROPAGATE_STATES as _PROPAGATE_STATES
-from amqptasks.wire.failures import from_plain
 
-__all__ = ["AsyncResult", "EagerResult", "GroupResult", "ResultApp", "ResultBase", "ResultSet", "result_from_tuple"]
+__all__ = ["AsyncResult", "GroupResult", "ResultApp", "bound_to", "result_from_tuple"]
 
 
 class ResultApp(Protocol):
@@ -44,21 +35,7 @@ class ResultApp(Protocol):
         """Where its results are."""
 
 
-def _value_of(record: ResultRecord) -> Any:
-    # Rebuilt each time: an exception raised twice, or in two threads, would gather tracebacks that are not its own.
-    if record.is_exception:
-        return from_plain(record.result, record.traceback)
-    return record.result
-
-
-def _extended(key: str, doc: str) -> property:
-    def read(self: AsyncResult) -> Any:
-        return self._record().extra.get(key)
-
-    return property(read, doc=f"{doc} None unless results are extended (``result_extended``).")
-
-
-class AsyncResult(AwaitedResult, ResultBase):
+class AsyncResult(AwaitedResult, KnownResult, Tree):
     """The result of one task, wherever it stands.
 
     Args:
@@ -172,7 +149,7 @@ class AsyncResult(AwaitedResult, ResultBase):
     def maybe_throw(self, propagate: bool = True, callback: Callback | None = None) -> Any:
         """Raise the task's exception if it is known to have failed; return its result as it is now otherwise."""
         record = self._record()
-        value = _value_of(record)
+        value = value_of(record)
         if propagate and record.status in _PROPAGATE_STATES:
             self.throw(value)
         if callback is not None:
@@ -181,8 +158,9 @@ class AsyncResult(AwaitedResult, ResultBase):
 
     maybe_reraise = maybe_throw
 
-    def throw(self, exc: BaseException) -> NoReturn:
-        """Raise `exc`."""
+    def throw(self, exc: BaseException, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise `exc`. What else Celery's takes is without effect."""
+        del args, kwargs
         raise exc
 
     # -- looking
@@ -198,31 +176,6 @@ class AsyncResult(AwaitedResult, ResultBase):
         return record
 
     @property
-    def state(self) -> str:
-        """Where the task stands: a name of `amqptasks.states`, or a custom one. An unknown id is PENDING."""
-        return self._record().status
-
-    @property
-    def status(self) -> str:
-        """Another name of `state`."""
-        return self._record().status
-
-    @property
-    def result(self) -> Any:
-        """The return value, the exception of a failed task, or the meta of a custom state; None while unknown."""
-        return _value_of(self._record())
-
-    @property
-    def info(self) -> Any:
-        """Another name of `result`."""
-        return _value_of(self._record())
-
-    @property
-    def traceback(self) -> str | None:
-        """The worker's traceback of a failed task, as text."""
-        return self._record().traceback
-
-    @property
     def children(self) -> list[ResultBase] | None:
         """The results of the tasks this one started, once it is finished."""
         record = self._record()
@@ -230,38 +183,9 @@ class AsyncResult(AwaitedResult, ResultBase):
             return None
         return [result_from_tuple(child, self.app, self._backend) for child in record.children]
 
-    def ready(self) -> bool:
-        """Whether the task is finished, well or not."""
-        return self._record().is_final
-
-    def successful(self) -> bool:
-        """Whether the task finished well."""
-        return self._record().status == SUCCESS
-
-    def failed(self) -> bool:
-        """Whether the task failed."""
-        return self._record().status == FAILURE
-
     def exists(self) -> bool:
         """Whether anything is known of the task. PENDING alone does not tell."""
         return self._final is not None or self.backend.fetch(self.id) is not None
-
-    @property
-    def date_done(self) -> datetime | None:
-        """When the task was finished."""
-        text = self._record().date_done
-        try:
-            # Python 3.10 does not read the Z that other writers use for UTC.
-            return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
-        except ValueError:
-            return None
-
-    name = _extended("name", "The task's name.")
-    args = _extended("args", "The arguments the task ran with.")
-    kwargs = _extended("kwargs", "The keyword arguments the task ran with.")
-    worker = _extended("worker", "The worker that ran the task.")
-    retries = _extended("retries", "How often the task was retried.")
-    queue = _extended("queue", "The queue the task came from.")
 
     @property
     def supports_native_join(self) -> bool:
@@ -273,19 +197,9 @@ class AsyncResult(AwaitedResult, ResultBase):
         """Another name of `id`."""
         return self.id
 
-    # -- the tree
-
-    def collect(self, intermediate: bool = False, **kwargs: Any) -> Iterator[tuple[ResultBase, Any]]:
-        """Walk like `iterdeps`, as (result, value); `kwargs` go to each `get`."""
-        for _, node in self.iterdeps(intermediate=intermediate):
-            yield node, node.get(**kwargs)
-
-    def get_leaf(self) -> Any:
-        """Return the value of the last task that `iterdeps` comes to."""
-        value = None
-        for _, node in self.iterdeps():
-            value = node.get()
-        return value
+    @task_id.setter
+    def task_id(self, id: str) -> None:
+        self.id = id
 
     # -- the rest
 
@@ -299,7 +213,7 @@ class AsyncResult(AwaitedResult, ResultBase):
 
     def _meta(self) -> dict[str, Any]:
         record = self._record()
-        return {**record.to_plain(), "result": _value_of(record)}
+        return {**record.to_plain(), "result": value_of(record)}
 
     def _tuple_below(self, parent: Any) -> tuple[Any, Any]:
         return (self.id, parent), None
@@ -325,7 +239,7 @@ class AsyncResult(AwaitedResult, ResultBase):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Backends hold connections and locks, so a copy from elsewhere asks the app it finds there.
-        return AsyncResult, (self.id, None, None, None, self.parent)
+        return _unbound(type(self)), (self.id, None, None, None, self.parent)
 
 
 class GroupResult(ResultSet):
@@ -345,9 +259,15 @@ class GroupResult(ResultSet):
         self.id = id
         self.parent = parent
 
-    def save(self, backend: ResultBackend | None = None) -> None:
-        """Keep the group in a backend that stores results, so that any process can `restore` it."""
+    def save(self, backend: ResultBackend | None = None) -> GroupResult:
+        """Keep the group in a backend that stores results, so that any process can `restore` it; return it.
+
+        Raises:
+            NoResultBackend: This backend keeps no groups.
+            BackendStoreError: The store could not be written.
+        """
         (backend or self.backend).save_group(required_id("a group", self.id), self.as_tuple())
+        return self
 
     def delete(self, backend: ResultBackend | None = None) -> None:
         """Drop what `save` kept."""
@@ -355,7 +275,13 @@ class GroupResult(ResultSet):
 
     @classmethod
     def restore(cls, id: str, backend: ResultBackend | None = None, app: Any = None) -> GroupResult | None:
-        """Return the group that was saved under an id; None when none was."""
+        """Return the group that was saved under an id; None when none was.
+
+        Raises:
+            NoResultBackend: This backend keeps no groups.
+            BackendGetMetaError: The store could not be read.
+        """
+        app = cls._app if app is None else app
         if backend is None:
             backend = (default_app(f"the group {id}") if app is None else app).backend
         plain = backend.fetch_group(id)
@@ -386,87 +312,7 @@ class GroupResult(ResultSet):
         return f"<{type(self).__name__}: {self.id} [{', '.join(str(result.id) for result in self.results)}]>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return GroupResult, (self.id, self.results, self.parent)
-
-
-class EagerResult(AsyncResult):
-    """The result of a task that ran at once, in this process. It is always ready and asks no backend."""
-
-    def __init__(
-        self, id: str, ret_value: Any, state: str, traceback: str | None = None, name: str | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(id)
-        self._value = ret_value
-        self._final = ResultRecord.now(id, state, traceback=traceback, extra={"name": name} if name else {})
-
-    def _record(self) -> ResultRecord:
-        assert self._final is not None
-        return self._final
-
-    def get(  # type: ignore[override]  # the rest of AsyncResult.get's options mean nothing here
-        self, timeout: float | None = None, propagate: bool = True, **options: Any,
-    ) -> Any:  # fmt: skip
-        """Return what the task returned, or raise what it raised; with ``propagate=False`` return it.
-
-        Raises:
-            RuntimeError: Called inside a task, and ``disable_sync_subtasks`` is not false.
-        """
-        if options.get("disable_sync_subtasks", True):
-            assert_will_not_block()
-        if self.state not in READY_STATES:
-            return None
-        return self.maybe_throw(propagate, options.get("callback"))
-
-    wait = get  # type: ignore[assignment]
-
-    async def aget(self, timeout: float | None = None, propagate: bool = True, **options: Any) -> Any:  # type: ignore[override]
-        """Return what the task returned, or raise what it raised, as `get`."""
-        return self.get(timeout, propagate, **options)
-
-    def maybe_throw(self, propagate: bool = True, callback: Callback | None = None) -> Any:
-        """Raise the task's exception if it failed; return its value otherwise."""
-        if propagate and self.state in _PROPAGATE_STATES:
-            self.throw(self._value if isinstance(self._value, BaseException) else Exception(self._value))
-        if callback is not None:
-            callback(self.id, self._value)
-        return self._value
-
-    maybe_reraise = maybe_throw
-
-    @property
-    def result(self) -> Any:
-        """What the task returned or raised."""
-        return self._value
-
-    info = result
-
-    def ready(self) -> bool:
-        """Return True: it has run."""
-        return True
-
-    def exists(self) -> bool:
-        """Return True: it has run."""
-        return True
-
-    def revoke(self, *args: Any, **kwargs: Any) -> None:
-        """Mark it as revoked: what the task returned is replaced by a TaskRevokedError."""
-        del args, kwargs
-        self._value = TaskRevokedError("revoked")
-        self._final = ResultRecord.now(self.id, REVOKED)
-
-    def _forget(self) -> None:
-        """Do nothing: nothing was kept."""
-
-    def _meta(self) -> dict[str, Any]:
-        return {**self._record().to_plain(), "result": self._value}
-
-    def __copy__(self) -> EagerResult:
-        make, arguments = self.__reduce__()
-        copy: EagerResult = make(*arguments)
-        return copy
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return EagerResult, (self.id, self._value, self.state, self.traceback, self.name)
+        return _unbound(type(self)), (self.id, self.results, self.parent)
 
 
 def result_from_tuple(r: Any, app: Any = None, backend: ResultBackend | None = None) -> Any:
@@ -487,3 +333,17 @@ def result_from_tuple(r: Any, app: Any = None, backend: ResultBackend | None = N
     if nodes is not None:
         return GroupResult(id_, [result_from_tuple(node, app, backend) for node in nodes], parent=above, app=app)
     return AsyncResult(id_, backend, app=app, parent=above)
+
+
+def bound_to(app: Any, kind: type) -> Any:
+    """Return a subclass of a kind of handle whose handles belong to an app, wherever none is given."""
+    return type(kind.__name__, (kind,), {
+        "app" if issubclass(kind, AsyncResult) else "_app": app, "__doc__": kind.__doc__,
+        "__module__": kind.__module__, "_unbound": kind,
+    })  # fmt: skip
+
+
+def _unbound(kind: type) -> type:
+    # A class that an app has made cannot be found by its name elsewhere.
+    unbound: type = kind.__dict__.get("_unbound", kind)
+    return unbound

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from amqptasks.exceptions import BackendGetMetaError, ImproperlyConfigured
@@ -45,6 +45,7 @@ class MemoryBackend(ResultBackend):
         self._groups: OrderedDict[str, Any] = OrderedDict()
         self._is_closed = False
         self._changed = threading.Condition()
+        self._watchers: dict[str, list[Callable[[], None]]] = {}
 
     def store(self, record: ResultRecord) -> None:
         """Keep a record, unless what is known already says more."""
@@ -56,6 +57,9 @@ class MemoryBackend(ResultBackend):
             while len(self._records) > self._max_results:
                 self._records.popitem(last=False)
             self._changed.notify_all()
+            wakes = tuple(self._watchers.get(record.task_id, ())) if record.is_final else ()
+        for wake in wakes:
+            wake()
 
     def fetch(self, task_id: str) -> ResultRecord | None:
         """Return the newest record of a task, or None."""
@@ -98,6 +102,21 @@ class MemoryBackend(ResultBackend):
                 on_record(record)
         return records
 
+    def subscribe(self, task_id: str, wake: Callable[[], None]) -> Callable[[], None]:
+        """Wake a waiting coroutine, or whoever it is, when the task is finished."""
+
+        def end() -> None:
+            with self._changed:
+                wakes = self._watchers.get(task_id, [])
+                if wake in wakes:
+                    wakes.remove(wake)
+                if not wakes:
+                    self._watchers.pop(task_id, None)
+
+        with self._changed:
+            self._watchers.setdefault(task_id, []).append(wake)
+        return end
+
     def _sleep_until(self, deadline: float | None) -> None:
         """Sleep until something changes; the lock is held on entry and on return."""
         if self._is_closed:
@@ -135,3 +154,6 @@ class MemoryBackend(ResultBackend):
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+            wakes = [wake for several in self._watchers.values() for wake in several]
+        for wake in wakes:
+            wake()

@@ -1,9 +1,8 @@
 """Results as answers: each program has one reply queue, workers send every result to the queue of who asked.
 
 The queue is durable, classic and not exclusive, so that it outlives a lost connection; the broker deletes it once
-nobody
-has used it for longer than results are kept. A background thread takes answers in and wakes who waits for them. An
-answer can be read as often as wanted, by any thread, but only in the process that sent the task.
+nobody has used it for longer than results are kept. A background thread takes answers in and wakes who waits for them.
+An answer can be read as often as wanted, by any thread, but only in the process that sent the task.
 """
 
 from __future__ import annotations
@@ -46,6 +45,8 @@ QUEUE_GRACE_S = 3600.0
 PREFETCH = 1000
 #: Acks wait this long, so that whoever was woken by an answer runs first. Seconds.
 ACK_DELAY_S = 0.02
+#: So many old places are looked at to find one that can be given up.
+OLD_PLACES = 16
 #: How long closing waits for the connection's end, seconds.
 CLOSE_TIMEOUT_S = 1.0
 
@@ -95,6 +96,11 @@ class _Slot:
     def __init__(self) -> None:
         self.record: ResultRecord | None = None
         self.waiters: list[Waiter | Watcher] | None = None
+
+
+def _wake_all(slot: _Slot) -> None:
+    for waiter in tuple(slot.waiters or ()):
+        waiter.wake()
 
 
 class RpcBackend(ResultBackend):
@@ -172,13 +178,32 @@ class RpcBackend(ResultBackend):
         return self.queue
 
     def expect(self, task_id: str) -> None:
-        """Keep a place for an answer. The oldest place is given up when there are more than ``cache_max``."""
+        """Keep a place for an answer.
+
+        The oldest place is given up when there are more than ``cache_max``, unless somebody waits there.
+        """
         slots = self._slots
         if task_id in slots:
             return
         slots[task_id] = _Slot()
-        while len(slots) > self.options.cache_max:
-            slots.popitem(last=False)
+        if len(slots) > self.options.cache_max:
+            self._give_up_old(slots)
+
+    def _give_up_old(self, slots: OrderedDict[str, _Slot]) -> None:
+        for _ in range(OLD_PLACES):
+            try:
+                task_id, slot = next(iter(slots.items()))
+                if slot.waiters:
+                    # Its turn comes again after all others. There are no more of these than who waits.
+                    slots.move_to_end(task_id)
+                    continue
+                del slots[task_id]
+            except (StopIteration, RuntimeError, KeyError):
+                # Another thread gives up places too, and was quicker.
+                continue
+            _wake_all(slot)
+            if len(slots) <= self.options.cache_max:
+                return
 
     def fetch(self, task_id: str) -> ResultRecord | None:
         """Return the newest answer that has come in; the first call begins to take answers in."""
@@ -221,6 +246,8 @@ class RpcBackend(ResultBackend):
                         on_record(record)
                     if record.is_final:
                         return record
+                if slots.get(task_id) is not slot:
+                    raise self._unreachable(task_id)
                 self._pause(waiter, deadline)
         finally:
             self._remove_waiter(slot, waiter)
@@ -236,6 +263,7 @@ class RpcBackend(ResultBackend):
         self._listen()
         waiter = Waiter(every=on_record is not None)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        told: list[ResultRecord] = []
         for slot in slots:
             self._add_waiter(slot, waiter)
         try:
@@ -243,11 +271,17 @@ class RpcBackend(ResultBackend):
                 if self._slots is not table:
                     raise BackendError("the result backend was closed while results were waited for")
                 ready = [slot.record for slot in slots if slot.record is not None and slot.record.is_final]
-                if ready:
-                    for record in ready:
-                        if on_record is not None:
+                if on_record is not None:
+                    came = [waiter.news.popleft() for _ in range(len(waiter.news))]
+                    for record in (*came, *ready):
+                        if not any(record is each for each in told):
+                            told.append(record)
                             on_record(record)
+                if ready:
                     return ready
+                gone = next((task_id for task_id in task_ids if task_id not in table), None)
+                if gone is not None:
+                    raise self._unreachable(gone)
                 self._pause(waiter, deadline)
         finally:
             for slot in slots:
@@ -268,7 +302,9 @@ class RpcBackend(ResultBackend):
 
     def forget(self, task_id: str) -> None:
         """Drop what came in for a task, and what the broker keeps of it; what comes later is thrown away."""
-        self._slots.pop(task_id, None)
+        slot = self._slots.pop(task_id, None)
+        if slot is not None:
+            _wake_all(slot)
         if self._kept.is_used():
             self._kept.forget(task_id)
 
@@ -282,22 +318,22 @@ class RpcBackend(ResultBackend):
             link, self._link = self._link, None
             slots, self._slots = self._slots, OrderedDict()
         for slot in list(slots.values()):
-            for waiter in slot.waiters or ():
-                waiter.wake()
+            _wake_all(slot)
         if link is not None and not self._thread.is_current:
             link.close(self._thread, CLOSE_TIMEOUT_S)
 
     def _slot(self, task_id: str) -> _Slot:
         slot = self._slots.get(task_id)
         if slot is None:
-            raise ResultUnreachable(
-                f"the result of task {task_id} cannot reach this process: rpc:// answers only the "
-                "process that sent the "
-                f"task, before forget(), and for its last {self.options.cache_max} tasks "
-                "(result_cache_max). Give the task persist_result=True, or use a result store such as "
-                "db+postgresql://, to read results from anywhere"
-            )
+            raise self._unreachable(task_id)
         return slot
+
+    def _unreachable(self, task_id: str) -> ResultUnreachable:
+        return ResultUnreachable(
+            f"the result of task {task_id} cannot reach this process: rpc:// answers only the process that sent the "
+            f"task, before forget(), and for its last {self.options.cache_max} tasks (result_cache_max). Give the task "
+            "persist_result=True, or use a result store such as db+postgresql://, to read results from anywhere"
+        )
 
     def _pause(self, waiter: Waiter, deadline: float | None) -> None:
         if deadline is None:

@@ -1,4 +1,4 @@
-"""Several results as one: `ResultSet`, and what single results share with it.
+"""Several results as one: `ResultSet`.
 
 Nothing here knows how a single result is asked; `results/handles.py` does, and adds `GroupResult`.
 """
@@ -6,127 +6,22 @@ Nothing here knows how a single result is asked; `results/handles.py` does, and 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
-from amqptasks.exceptions import ImproperlyConfigured, IncompleteStream, TimeoutError
-from amqptasks.results.awaiting import Awaited, AwaitedSet
+from amqptasks.exceptions import BackendError, ImproperlyConfigured, TimeoutError
+from amqptasks.results.arrivals import Arrivals
+from amqptasks.results.awaiting import AwaitedSet
 from amqptasks.results.backend import ResultBackend, timed_out
 from amqptasks.results.context import assert_will_not_block, default_app
+from amqptasks.results.relations import Callback, Look, OnMessage, ResultBase
 
-__all__ = ["LOOK_ASIDE_S", "ResultBase", "ResultSet"]
+__all__ = ["LOOK_ASIDE_S", "MIN_SLICE_S", "ResultSet", "required_id"]
 
 #: How often a wait looks aside, at parents and siblings that may have failed.
 LOOK_ASIDE_S = 0.5
 # The least of it: a slice of nothing would spin.
 MIN_SLICE_S = 0.01
-
-Look = Callable[[], Any]
-Callback = Callable[[str, Any], Any]
-OnMessage = Callable[[dict[str, Any]], Any]
-
-
-class ResultBase(Awaited, ABC):
-    """What single results and sets of them have in common."""
-
-    id: str | None = None
-    #: The result of the step before, for a step of a chain.
-    parent: ResultBase | None = None
-
-    @abstractmethod
-    def get(self, *args: Any, **kwargs: Any) -> Any:
-        """Wait until it is finished, and return its value or raise its error."""
-
-    @abstractmethod
-    def ready(self) -> bool:
-        """Whether it is finished, well or not."""
-
-    @abstractmethod
-    def successful(self) -> bool:
-        """Whether it finished well."""
-
-    @abstractmethod
-    def failed(self) -> bool:
-        """Whether it failed."""
-
-    @abstractmethod
-    def maybe_throw(self, propagate: bool = True, callback: Callback | None = None) -> Any:
-        """Raise its error if it is known to have failed."""
-
-    @property
-    @abstractmethod
-    def children(self) -> list[Any] | None:
-        """The results below it."""
-
-    @property
-    @abstractmethod
-    def backend(self) -> ResultBackend:
-        """The backend that is asked."""
-
-    @abstractmethod
-    def leaves(self) -> Iterator[Any]:
-        """Yield the single results it consists of."""
-
-    @abstractmethod
-    def _tuple_below(self, parent: Any) -> tuple[Any, Any]:
-        """Its plain form, below a parent's plain form."""
-
-    def as_tuple(self) -> tuple[Any, Any]:
-        """Return the plain form that `result_from_tuple` reads: ``((id, parent), children or None)``."""
-        plain = None
-        for node in reversed(list(self._ancestors())):
-            plain = node._tuple_below(plain)
-        return self._tuple_below(plain)
-
-    def as_list(self) -> list[str]:
-        """Return this id and those of the steps before it."""
-        return [node.id for node in (self, *self._ancestors()) if node.id is not None]
-
-    def forget(self) -> None:
-        """Drop what is known of this, and of the steps before it in a chain."""
-        for node in (self, *self._ancestors()):
-            for leaf in node.leaves():
-                leaf._forget()
-
-    def revoke(
-        self, connection: None = None, terminate: bool = False, signal: str | None = None, wait: bool = False,
-        timeout: float | None = None,
-    ) -> None:  # fmt: skip
-        """Keep the tasks from running; see `Control.revoke`. It returns when RabbitMQ has the order.
-
-        Args:
-            terminate: End those that run now.
-            signal: With which signal, where the pool has processes; SIGTERM unless given.
-            connection, wait, timeout: Accepted because Celery has them; without effect.
-        """
-        leaves = list(self.leaves())
-        if leaves:
-            app = getattr(leaves[0], "app", None) or default_app(f"the result of task {leaves[0].id}")
-            app.control.revoke([each.id for each in leaves], terminate=terminate, signal=signal)
-
-    def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[ResultBase | None, ResultBase]]:
-        """Walk this and everything it started, as (parent, node), level by level.
-
-        Raises:
-            IncompleteStream: A node is not finished, and `intermediate` is false.
-        """
-        queue: deque[tuple[ResultBase | None, ResultBase]] = deque([(None, self)])
-        while queue:
-            parent, node = queue.popleft()
-            yield parent, node
-            if node.ready():
-                queue.extend((node, child) for child in node.children or ())
-            elif not intermediate:
-                raise IncompleteStream(f"the children of {node!r} are not known yet: it is not finished")
-
-    def _ancestors(self) -> Iterator[ResultBase]:
-        # A loop, not recursion: a chain may be longer than the stack is deep.
-        node = self.parent
-        while node is not None:
-            yield node
-            node = node.parent
 
 
 class ResultSet(AwaitedSet, ResultBase):
@@ -136,10 +31,16 @@ class ResultSet(AwaitedSet, ResultBase):
         app: Whose backend to ask; the members' unless given.
     """
 
+    results: list[Any]
+
+    # That of sets made without one. `App` makes subclasses with itself here.
+    _app: Any = None
+
     def __init__(self, results: Iterable[Any], app: Any = None, ready_barrier: Any = None, **kwargs: Any) -> None:
         del ready_barrier, kwargs
-        self.results: list[Any] = results if isinstance(results, list) else list(results or ())
-        self._app = app
+        self.results = results if isinstance(results, list) else list(results or ())
+        if app is not None:
+            self._app = app
 
     @property
     def app(self) -> Any:
@@ -250,7 +151,8 @@ class ResultSet(AwaitedSet, ResultBase):
     ) -> list[Any]:  # fmt: skip
         """Wait for all members and return their values in order.
 
-        The error of any member is raised when it is seen, at most `interval` seconds late, not when its turn comes.
+        The error of any member is raised when it is known, not when its turn comes; that of an earlier step of a chain
+        at most `interval` seconds late.
 
         Args:
             timeout: Seconds to wait at most, for all of them together.
@@ -266,7 +168,13 @@ class ResultSet(AwaitedSet, ResultBase):
         if disable_sync_subtasks:
             assert_will_not_block()
         deadline = None if timeout is None else time.monotonic() + timeout
-        look = _seldom(self._looks(propagate, on_interval), interval) if propagate or on_interval else None
+        look = None
+        if on_message is None:
+            for leaf in self._as_finished(deadline, interval, on_interval, follow_parents=propagate):
+                if propagate:
+                    leaf.maybe_throw()
+        elif propagate or on_interval:
+            look = _seldom(self._looks(propagate, on_interval), interval)
         values = []
         for result in self.results:
             value = result.get(
@@ -291,6 +199,17 @@ class ResultSet(AwaitedSet, ResultBase):
 
         return look
 
+    def as_completed(self, timeout: float | None = None) -> Iterator[Any]:
+        """Yield the handle of each task when it is finished, those of nested groups too.
+
+        Raises:
+            TimeoutError: `timeout` seconds have passed and not all are finished.
+            ResultUnreachable: This process can never see one of the results.
+            RuntimeError: Called inside a task.
+        """
+        assert_will_not_block()
+        return self._as_finished(None if timeout is None else time.monotonic() + timeout)
+
     def iter_native(
         self, timeout: float | None = None, interval: float = LOOK_ASIDE_S, no_ack: bool = True,
         on_message: OnMessage | None = None, on_interval: Look | None = None,
@@ -304,32 +223,67 @@ class ResultSet(AwaitedSet, ResultBase):
         """
         del no_ack
         deadline = None if timeout is None else time.monotonic() + timeout
-        pending: dict[str, Any] = {}
+        for leaf in self._as_finished(deadline, interval, on_interval, on_message):
+            yield leaf.id, leaf._meta()
+
+    def _as_finished(
+        self, deadline: float | None, interval_s: float = LOOK_ASIDE_S, on_interval: Look | None = None,
+        on_message: OnMessage | None = None, follow_parents: bool = False,
+    ) -> Iterator[Any]:  # fmt: skip
+        """Yield each task's handle when it is finished; once for each id."""
+        pending: dict[str, list[Any]] = {}
         for leaf in self.leaves():
-            if leaf.ready():
-                yield leaf.id, leaf._meta()
-            else:
-                pending[leaf.id] = leaf
-        on_record = None if on_message is None else lambda record: on_message(record.to_plain())
-        while pending:
-            left_s = None if deadline is None else deadline - time.monotonic()
-            slice_s = left_s if on_interval is None else max(interval, MIN_SLICE_S)
-            try:
-                # One backend for all: a group's tasks belong to one app.
-                backend: ResultBackend = next(iter(pending.values())).backend
-                records = backend.wait_any(
-                    list(pending), slice_s if left_s is None or slice_s is None else min(slice_s, left_s), on_record
-                )
-            except TimeoutError:
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise timed_out() from None
-                if on_interval is not None:
-                    on_interval()
-                continue
-            for record in records:
-                leaf = pending.pop(record.task_id)
-                leaf._final = record
-                yield leaf.id, leaf._meta()
+            if leaf._final is not None:
+                yield leaf
+            elif not leaf.ignored:
+                pending.setdefault(leaf.id, []).append(leaf)
+        look = _aside(pending, on_interval, follow_parents)
+        if look is not None:
+            look, interval_s = _seldom(look, interval_s), max(interval_s, MIN_SLICE_S)
+        with Arrivals() as arrivals:
+            take = arrivals.take if on_message is None else _told_of(pending, on_message)
+            for same in pending.values() if on_message is None else ():
+                arrivals.add(same[0].backend, same[0].id)
+            while pending:
+                left_s = None if deadline is None else deadline - time.monotonic()
+                try:
+                    outcomes = take(
+                        left_s if look is None else min(interval_s, interval_s if left_s is None else left_s)
+                    )
+                except TimeoutError:
+                    if deadline is not None and time.monotonic() >= deadline:
+                        raise timed_out() from None
+                    outcomes = {}
+                if look is not None:
+                    look()
+                for task_id, outcome in outcomes.items():
+                    if isinstance(outcome, BackendError):
+                        raise outcome
+                    same = pending.pop(task_id)
+                    for leaf in same:
+                        leaf._final = outcome
+                    yield same[0]
+
+    def progress(
+        self, label: str = "tasks", *, timeout: float | None = None, propagate: bool = True,
+        file: IO[str] | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """Wait for all members as `get` does, and show on the way how many are finished.
+
+        Args:
+            label: What is counted.
+            timeout, propagate: As for `get`.
+            file: Where to show it; standard error unless given.
+
+        Raises:
+            TimeoutError, RuntimeError, Exception: As for `get`.
+        """
+        from amqptasks.results.bar import shown
+
+        for leaf in shown(self, label, timeout, file):
+            if propagate:
+                leaf.maybe_throw()
+        return self.get(propagate=propagate)
 
     # -- the rest
 
@@ -337,6 +291,9 @@ class ResultSet(AwaitedSet, ResultBase):
         """Yield the single results it consists of, those of nested groups too."""
         for result in self.results:
             yield from result.leaves()
+
+    def _members(self) -> list[Any]:
+        return self.results
 
     def _tuple_below(self, parent: Any) -> tuple[Any, Any]:
         return (self.id, parent), [result.as_tuple() for result in self.results]
@@ -371,3 +328,32 @@ def _seldom(look: Look, interval_s: float) -> Look:
             due = time.monotonic() + interval_s
 
     return maybe
+
+
+def _aside(pending: dict[str, list[Any]], on_interval: Look | None, follow_parents: bool) -> Look | None:
+    """Return what to do now and then while waiting: raise what an earlier step raised, and call `on_interval`."""
+    has_parents = follow_parents and any(leaf.parent is not None for same in pending.values() for leaf in same)
+    if not has_parents:
+        return on_interval
+
+    def look() -> None:
+        # The members of a group come after the same step: it is asked once.
+        above = {id(leaf.parent): leaf for same in pending.values() for leaf in same if leaf.parent is not None}
+        for leaf in above.values():
+            leaf._raise_parent_error()
+        if on_interval is not None:
+            on_interval()
+
+    return look
+
+
+def _told_of(pending: dict[str, list[Any]], on_message: OnMessage) -> Callable[[float | None], dict[str, Any]]:
+    """Return a wait for any of those pending that tells of every state."""
+
+    def take(timeout_s: float | None) -> dict[str, Any]:
+        # One backend for all: a group's tasks belong to one app.
+        backend: ResultBackend = next(iter(pending.values()))[0].backend
+        records = backend.wait_any(list(pending), timeout_s, lambda record: on_message(record.to_plain()))
+        return {record.task_id: record for record in records}
+
+    return take
