@@ -8,10 +8,11 @@ with the first use, so that programs which only send tasks do not pay for it.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from amqptasks.exceptions import BackendGetMetaError, EncodeError, ImproperlyConfigured
 from amqptasks.results.backend import OnRecord, timed_out
@@ -27,7 +28,15 @@ from amqptasks.results.waiting import Waiter, Watcher
 from amqptasks.urls import mask_url
 from amqptasks.wire.reprs import printable
 
+if TYPE_CHECKING:
+    from amqptasks.results.redis_server import RedisStore
+
 __all__ = ["RedisBackend", "from_app"]
+
+logger = logging.getLogger(__name__)
+
+#: How long Redis may take to answer at once, seconds.
+GLANCE_S: Final = 1.0
 
 
 def from_app(url: str, app: BackendApp) -> RedisBackend:
@@ -86,6 +95,7 @@ class RedisBackend(StoreBackend):
         self._keys = keys or Keys()
         self._payloads = payloads or Payloads()
         self._news: News | None = None
+        self._newest = ""
         super().__init__(retries)
 
     def _reset(self) -> None:
@@ -121,6 +131,10 @@ class RedisBackend(StoreBackend):
 
     # -- the caller's side
 
+    def expect(self, task_id: str) -> None:
+        """Note that it is being sent: it cannot be finished yet."""
+        self._newest = task_id
+
     def wait(self, task_id: str, timeout_s: float | None, on_record: OnRecord | None = None) -> ResultRecord:
         """Wait until Redis tells that a task is finished."""
         key = self._key(task_id)
@@ -128,6 +142,11 @@ class RedisBackend(StoreBackend):
             return self._look(task_id, key, on_record)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         news, waiter = self._listening(), Waiter(every=on_record is not None)
+        if task_id != self._newest and on_record is None and news.is_well:
+            # One question, instead of following what may be there already.
+            record = self._glance(key, timeout_s)
+            if record is not None:
+                return record
         with news.following((key,), waiter):
             while True:
                 while waiter.news:
@@ -137,6 +156,16 @@ class RedisBackend(StoreBackend):
                     if record.is_final:
                         return record
                 news.pause(waiter, deadline)
+
+    def _glance(self, key: bytes, within_s: float | None) -> ResultRecord | None:
+        """Return the record of a finished task if Redis says so at once; whatever is wrong, others will tell."""
+        try:
+            value = self._redis().peek(key, min(GLANCE_S, within_s or GLANCE_S))
+            record = None if value is None else self._redis().record(value)
+        except Exception as error:
+            logger.debug("No answer from %s at once: %s", self.as_uri(), self.reason(error))
+            return None
+        return record if record is not None and record.is_final else None
 
     def _look(self, task_id: str, key: bytes, on_record: OnRecord | None) -> ResultRecord:
         is_known, record = (False, None) if self._news is None else self._news.known(key)
@@ -204,8 +233,8 @@ class RedisBackend(StoreBackend):
                     news = self._news = News(self._redis, lambda error: self.may_pass(error, 0), self._explain)
         return news
 
-    def _redis(self) -> Any:
-        return self._store()
+    def _redis(self) -> RedisStore:
+        return cast("RedisStore", self._store())
 
     def _explain(self, error: Exception) -> BackendGetMetaError:
         return BackendGetMetaError(f"cannot read results in {self.as_uri()}: {self.reason(error)}")

@@ -100,6 +100,7 @@ class News:
         self._ears, self._mouth = os.pipe()
         os.set_blocking(self._ears, False)
         os.set_blocking(self._mouth, False)
+        self._is_well = False
         # Of the thread alone.
         self._asked_at: float | None = None
         self._heard_at = 0.0
@@ -199,6 +200,11 @@ class News:
             if is_watched and slot.record is None and trouble and time.monotonic() >= trouble.since + PATIENCE_S:
                 raise trouble.error
             return is_watched or (slot.is_read and trouble is None), slot.record
+
+    @property
+    def is_well(self) -> bool:
+        """Whether Redis has just answered, or had nothing to answer."""
+        return self._is_well and self._trouble is None and self._asked_at is None
 
     def forget(self, key: bytes) -> None:
         """Forget what came for a key: it was deleted."""
@@ -309,6 +315,7 @@ class News:
                         return
                     selector.select(0 if more else TICK_S)
         finally:
+            self._is_well = False
             feed.close()
 
     def _ends(self) -> bool:
@@ -387,6 +394,7 @@ class News:
                 self._take(key, values.get(key), is_read=True)
             # It answers on both connections.
             self._trouble = None
+            self._is_well = True
         return True
 
     def _take(self, key: bytes, value: bytes | None, *, is_read: bool = False) -> None:

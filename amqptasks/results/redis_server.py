@@ -120,10 +120,16 @@ class RedisStore(Store):
                 raise
             return self._command(parts)
 
-    def _command(self, parts: Sequence[Any]) -> Any:
+    def peek(self, key: bytes, within_s: float) -> bytes | None:
+        """Return what a key holds, if the server says so within this time."""
+        return cast("bytes | None", self._command(("GET", key), within_s))
+
+    def _command(self, parts: Sequence[Any], within_s: float | None = None) -> Any:
         with self._connection() as connection:
             try:
                 connection.send_packed_command(connection.pack_command(*parts))
+                if within_s is not None and not connection.can_read(timeout=within_s):
+                    raise redis.TimeoutError(f"no answer in {within_s:.3g} s")
                 return connection.read_response()
             except redis.ResponseError:
                 raise

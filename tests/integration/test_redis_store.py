@@ -133,6 +133,19 @@ def test_who_waits_is_told_and_does_not_ask(server: PrivateRedis, store: Any, ta
     assert calls(server, "mget") == 1
 
 
+def test_what_is_there_already_is_not_followed(server: PrivateRedis, store: Any, task_id: str) -> None:
+    # Given a program that has just heard from Redis, and results that are there
+    backend, ids = store(server.url), [f"{task_id}-{number}" for number in range(20)]
+    for each in ids:
+        store(server.url).store(success(each, each))
+    backend.wait(ids[0], PATIENCE_S)
+    server.cli("CONFIG", "RESETSTAT")
+    # When it asks for them one by one / Then each takes one question
+    assert [backend.wait(each, PATIENCE_S).result for each in ids] == ids
+    assert calls(server, "subscribe") == calls(server, "mget") == 0
+    assert calls(server, "get") == 20
+
+
 def test_all_who_wait_share_one_connection_which_ends_when_nobody_does(
     server: PrivateRedis, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
