@@ -237,7 +237,12 @@ _TASKS: Final = (
         "A late-ack task whose child died runs again; None: yes; False: it fails.",
         ours="None means no in Celery",
     ),
-    _S("task_retry_on_worker_lost", boolean, False, "A task whose child died is retried by its retry policy.", "later"),
+    _S(
+        "task_retry_on_worker_lost",
+        boolean,
+        False,
+        "A task whose child died is tried again as by `retry()`: after its delay, up to its `max_retries`.",
+    ),
     _S(
         "task_revoke_expires",
         seconds(above=True),

@@ -55,6 +55,8 @@ class Task(Handlers, Retries, AsyncCalls[P], Generic[P, R]):
     acks_on_failure_or_timeout: bool | None = None
     acks_on_timeout: bool | None = None
     reject_on_worker_lost: bool | None = None
+    #: Its child died: then it is tried again as by `retry`, up to ``max_retries`` times, rather than come back at once.
+    retry_on_worker_lost: bool | None = None
     #: Most crashes of a worker process that a late-ack message survives.
     crash_limit: int | None = None
     #: Once it has failed for good, its message is among the dead letters too.

@@ -52,7 +52,14 @@ class AsyncExecutor(Executor):
         # The context is this asyncio task's own: nothing need be put back for another.
         emitting.set((frame[0], emit))
         try:
-            return await self._trace_async(self.app.tasks[frame[1]], request, run)
+            task = self.app.tasks[frame[1]]
+            if self._skips_done and frame[13]:
+                done = await asyncio.get_running_loop().run_in_executor(
+                    self._storing, copy_context().run, self.done_before, task, request
+                )
+                if done is not None:
+                    return done
+            return await self._trace_async(task, request, run)
         except Exception as error:
             return self.broken(request, error)
 

@@ -34,8 +34,9 @@ from amqptasks.wire.reprs import printable, shown_name
 from amqptasks.wire.revocation import Revocation
 from amqptasks.wire.serializers import accepted
 from amqptasks.wire.task import TaskBody, read_body
-from amqptasks.worker import dead_letters
+from amqptasks.worker import dead_letters, lost
 from amqptasks.worker.dispatch import Dispatcher
+from amqptasks.worker.executor import describe
 from amqptasks.worker.follow_ups import FollowUps, wants_result
 from amqptasks.worker.intake import Accept, Bury, Decision, Expire, Intake, Postpone, context_of
 from amqptasks.worker.ledger import Ledger
@@ -45,7 +46,7 @@ from amqptasks.worker.rate_limits import RateLimits, rates_of
 from amqptasks.worker.request import Request
 from amqptasks.worker.revoked import RevokedTasks, names
 from amqptasks.worker.settlement import Settlement
-from amqptasks.worker.terminations import Terminations
+from amqptasks.worker.terminations import CANCELLED, Terminations
 from amqptasks.worker.time_limits import TimeLimits, tell_timeout
 
 logger = logging.getLogger(TASK_LOGGER + ".trace.worker")
@@ -137,6 +138,9 @@ class Deliveries:
     def _on_terminated(self, request: Request, number: int) -> None:
         request.is_done = True
         self._dispatcher.schedule()
+        if number == CANCELLED:
+            self._ledger.forget(request)
+            return
         if signals.task_revoked:
             signals.task_revoked.send(request.task, request=request, terminated=True, signum=number, expired=False)
         self._settlement.settle(
@@ -158,7 +162,7 @@ class Deliveries:
             request.ack()
             return True
         running = self._ledger.running(request.key)
-        if running is None or running.number == 0:
+        if running is None or running.number == 0 or self.terminations.is_cancelled(running):
             return False
         running.delivery = request.delivery
         # What was acked on the old channel may not have arrived: it is acked again on this one.
@@ -342,7 +346,10 @@ class Deliveries:
             return
         request.is_done = True
         error = WorkerLostError(f"Worker exited prematurely: {how}.")
-        if request.is_late and self._comes_back(request):
+        retries, is_over = lost.retries(self._app, request)
+        if retries and self._retry(request, error):
+            return
+        if request.is_late and not is_over and lost.comes_back(self._app, request):
             self._crashed(request, error, how)
             return
         logger.error("Task %s[%s] was lost: %s", request.task_name, request.id, error)
@@ -357,13 +364,22 @@ class Deliveries:
         else:
             self._settlement.settle(request, follow_ups, lambda: self._end(request))
 
-    def _comes_back(self, request: Request) -> bool:
-        task = request.task
-        choice = task.reject_on_worker_lost
-        if choice is None:
-            choice = self._conf.task_reject_on_worker_lost
-        # Late ack means late ack: only an explicit False gives the task up with its process.
-        return choice is not False
+    def _retry(self, request: Request, error: Exception) -> bool:
+        """Try a task again whose child died, as it could have asked for by itself; False if that cannot be had."""
+        if request.is_late and not request.delivery.is_current:
+            # The broker has given the message back already: another attempt would be one too many.
+            self._ledger.forget(request)
+            return True
+        context = describe(request.to_frame(0), None, self._hostname, self._app.sender.ladder.due)
+        if not self._add_body(context, request):
+            return False
+        try:
+            follow_ups = lost.next_attempt(self._app, self._follow_ups, request, context, error)
+        except AmqptasksError as trouble:
+            logger.error("Task %s[%s] cannot be tried again: %s", request.task_name, request.id, trouble)
+            return False
+        self._settlement.settle(request, follow_ups, lambda: self._end(request))
+        return True
 
     def _crashed(self, request: Request, error: Exception, how: str) -> None:
         if not request.delivery.is_current:
@@ -371,8 +387,7 @@ class Deliveries:
             self._ledger.forget(request)
             return
         crashes = request.crashes + 1
-        own_limit = request.task.crash_limit
-        limit = self._conf.task_crash_limit if own_limit is None else own_limit
+        limit = lost.crash_limit(self._app, request)
         if limit is not None and crashes >= limit:
             logger.error("Task %s[%s] has ended %d worker processes", request.task_name, request.id, crashes)
             detail = InvalidTaskError(f"ended {crashes} worker processes, the last by {how}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -77,6 +77,9 @@ class Executor:
         self._follow_ups = FollowUps(app, hostname)
         self._track_started = bool(app.conf.task_track_started)
         self._due = app.sender.ladder.due
+        conf = app.conf
+        self._skips_done = bool(conf.worker_deduplicate_successful_tasks) and app.backend.persistent
+        self._acks_late = bool(conf.task_acks_late)
         app.state_reporter = self.report_state
 
     def run(self, frame: list[Any], emit: Emit) -> Outcome:
@@ -87,7 +90,10 @@ class Executor:
         assert isinstance(request, Context)
         token = emitting.set((frame[0], emit))
         try:
-            return self._trace(self.app.tasks[frame[1]], request)
+            task = self.app.tasks[frame[1]]
+            if self._skips_done and frame[13]:
+                return self.done_before(task, request) or self._trace(task, request)
+            return self._trace(task, request)
         except Exception as error:
             return self.broken(request, error)
         finally:
@@ -97,30 +103,35 @@ class Executor:
 
     def read(self, frame: list[Any]) -> Context | Outcome:
         """Make the request of a frame; an outcome if it cannot be read."""
-        (_number, name, task_id, headers, body, content_type, content_encoding, reply_to, correlation_id, priority,
-         delivery_mode, exchange, routing_key, redelivered, queue) = frame  # fmt: skip
+        headers, content_type = frame[3], frame[5]
         try:
-            parsed = read_body(headers, content_type, content_encoding, body, self._accept, self._limits)
+            parsed = read_body(headers, content_type, frame[6], frame[4], self._accept, self._limits)
         except (ContentError, InvalidTaskError) as error:
             if content_type == SIGNED_TYPE:
                 # No answer: it would be signed by us, whoever asked for it.
                 return Outcome(UNREADABLE, 0.0, reason=f"{type(error).__name__}: {error}")
-            return self._unreadable(name, task_id, headers, reply_to, correlation_id, error)
-        if exchange == self._due:
-            # It has waited in the delay ladder, which is nobody's business.
-            exchange, routing_key = "", queue
-        request = make_request(headers, parsed)
-        request.__dict__.update(
-            id=task_id, task=name, reply_to=reply_to, correlation_id=correlation_id, hostname=self.hostname,
-            delivery_info={"exchange": exchange, "routing_key": routing_key, "priority": priority, "redelivered":
-            redelivered},
-            properties={
-                "correlation_id": correlation_id, "reply_to": reply_to, "delivery_mode": delivery_mode,
-                "priority": priority, "content_type": content_type, "content_encoding": content_encoding,
-                "delivery_info": {"exchange": exchange, "routing_key": routing_key},
-            }, _queue=queue or routing_key, _attempts=[],
-        )  # fmt: skip
-        return request
+            return self._unreadable(frame[1], frame[2], headers, frame[7], frame[8], error)
+        return describe(frame, parsed, self.hostname, self._due)
+
+    def done_before(self, task: Any, request: Context) -> Outcome | None:
+        """Return the outcome of a late-ack task that was delivered again although its success is stored; None if it
+        is to be run."""
+        late = task.acks_late
+        if request.chord is not None or not (self._acks_late if late is None else late):
+            # A chord counts it once more, if it must.
+            return None
+        try:
+            record = self.app.backend.fetch(request.id or "")
+        except AmqptasksError as error:
+            logger.warning("Task %s[%s] runs again: its result cannot be looked up: %s", task.name, request.id, error)
+            return None
+        if record is None or record.status != SUCCESS:
+            return None
+        logger.info("Task %s[%s] has succeeded before; it is not run again", task.name, request.id)
+        # What calls the tasks that follow is sent after the result is stored, so it may be lost: it is sent once more,
+        # under the ids that they had.
+        request.callbacks = with_ids(request.callbacks or (), record.children or (), bool(request.chain))
+        return Outcome(SUCCEEDED, 0.0, self._follow_ups.after_success(request, record.result))
 
     def broken(self, request: Context, error: Exception) -> Outcome:
         """Say how a run ended that could not be finished. The caller still gets an answer, if one can be stored."""
@@ -300,7 +311,51 @@ def _call(task: Any, request: Context) -> Any:
     return run_coroutine(value, keep_loop=True) if task.is_async else value
 
 
-def make_request(headers: dict[str, Any], body: TaskBody) -> Context:
+def with_ids(callbacks: Sequence[Any], children: Sequence[Any], is_chained: bool) -> list[Any]:
+    """Give callbacks the ids that they had when they were called before, as far as the result's children tell."""
+    end = len(children) - is_chained
+    before = children[max(0, end - len(callbacks)) : end]
+    if len(before) != len(callbacks):
+        return list(callbacks)
+    return [_with_id(callback, child) for callback, child in zip(callbacks, before, strict=True)]
+
+
+def _with_id(callback: Any, child: Any) -> Any:
+    try:
+        task_id = child[0][0]
+    except (TypeError, LookupError):
+        return callback
+    if not isinstance(task_id, str) or not isinstance(callback, Mapping) or callback.get("subtask_type"):
+        return callback
+    return {**callback, "options": {**(callback.get("options") or {}), "task_id": task_id}}
+
+
+def describe(frame: list[Any], body: TaskBody | None, hostname: str, due: str) -> Context:
+    """Make the request of a frame; without its body, where that is None.
+
+    Args:
+        due: The exchange by which delayed messages come.
+    """
+    (_number, name, task_id, headers, _body, content_type, content_encoding, reply_to, correlation_id, priority,
+     delivery_mode, exchange, routing_key, redelivered, queue) = frame  # fmt: skip
+    if exchange == due:
+        # It has waited in the delay ladder, which is nobody's business.
+        exchange, routing_key = "", queue
+    request = make_request(headers, body)
+    request.__dict__.update(
+        id=task_id, task=name, reply_to=reply_to, correlation_id=correlation_id, hostname=hostname,
+        delivery_info={"exchange": exchange, "routing_key": routing_key, "priority": priority, "redelivered":
+        redelivered},
+        properties={
+            "correlation_id": correlation_id, "reply_to": reply_to, "delivery_mode": delivery_mode,
+            "priority": priority, "content_type": content_type, "content_encoding": content_encoding,
+            "delivery_info": {"exchange": exchange, "routing_key": routing_key},
+        }, _queue=queue or routing_key, _attempts=[],
+    )  # fmt: skip
+    return request
+
+
+def make_request(headers: Mapping[str, Any], body: TaskBody | None) -> Context:
     """Make the request of a message: its fields, and what the user put among its headers."""
     request = Context()
     fields = request.__dict__
@@ -318,13 +373,14 @@ def make_request(headers: dict[str, Any], body: TaskBody) -> Context:
                 # As in Celery, it is a field too; it must not take the place of one that has a meaning.
                 fields[key] = value
     fields["headers"] = own
-    fields["args"] = body.args
-    fields["kwargs"] = body.kwargs
-    fields["callbacks"] = body.callbacks
-    fields["errbacks"] = body.errbacks
-    fields["chain"] = body.chain
-    fields["chord"] = body.chord
     fields["called_directly"] = False
+    if body is not None:
+        fields["args"] = body.args
+        fields["kwargs"] = body.kwargs
+        fields["callbacks"] = body.callbacks
+        fields["errbacks"] = body.errbacks
+        fields["chain"] = body.chain
+        fields["chord"] = body.chord
     return request
 
 

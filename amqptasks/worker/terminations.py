@@ -19,6 +19,8 @@ logger = logging.getLogger(TASK_LOGGER + ".trace.worker")
 #: How often, and after which pause in seconds, it is tried to end a task that cannot be ended at this moment.
 TRIES = 20
 AGAIN_S = 0.1
+#: In the place of a signal: the task was not revoked. Its message is the broker's again, and is run anew.
+CANCELLED = 0
 
 
 class Terminations:
@@ -53,6 +55,29 @@ class Terminations:
             self._loop.call_later(AGAIN_S, lambda: self.order(revocation, tries - 1))
         else:
             logger.error("Revoked task %s[%s] runs on: its pool cannot end it", left.task_name, left.id)
+
+    def cancel(self, tries: int = TRIES) -> None:
+        """End the running tasks whose messages the broker has taken back."""
+        left: Request | None = None
+        for slot, request in self._dispatcher.assigned():
+            if request in self._ordered or not request.is_late or request.is_acked or request.delivery.is_current:
+                continue
+            self._ordered[request] = CANCELLED
+            if self.terminate(slot, request, signal.SIGTERM):
+                logger.warning("Cancelling %s[%s]: the connection was lost", request.task_name, request.id)
+            else:
+                del self._ordered[request]
+                left = request
+        if left is None:
+            return
+        if tries > 1:
+            self._loop.call_later(AGAIN_S, lambda: self.cancel(tries - 1))
+        else:
+            logger.error("Task %s[%s] runs on: its pool cannot cancel it", left.task_name, left.id)
+
+    def is_cancelled(self, request: Request) -> bool:
+        """Whether a running task is being ended because its message is the broker's again."""
+        return self._ordered.get(request) == CANCELLED
 
     def take(self, request: Request) -> int | None:
         """Return the signal a task was ended with, once; None if it was not."""

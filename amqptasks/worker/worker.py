@@ -238,6 +238,7 @@ class Worker:
             pool.nodename = self.hostname
             pool.max_tasks = self.app.conf.worker_max_tasks_per_child
             pool.max_memory_kib = self.app.conf.worker_max_memory_per_child
+            pool.alive_timeout_s = self.app.conf.worker_proc_alive_timeout
             return pool
         from amqptasks.worker.pools.threads import ThreadPool
 
@@ -324,6 +325,8 @@ class Worker:
         self._revocations.down(reason)
         for consumer in self._all_consumers:
             consumer.down(reason)
+        if self.app.conf.worker_cancel_long_running_tasks_on_connection_loss:
+            self._deliveries.terminations.cancel()
         if self._consume_declarer is not None:
             self._consume_declarer.fail(reason)
 

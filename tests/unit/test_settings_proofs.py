@@ -15,6 +15,7 @@ from amqptasks.settings_table import SETTINGS
 TESTS = Path(__file__).resolve().parents[1]
 
 _LIMITS = "integration/test_time_limits.py::"
+_LOST = "integration/test_lost_runs.py::"
 _STOPPING = "integration/test_stopping.py::"
 _EFFECTS = "integration/test_settings_effects.py::"
 _UNIT = "unit/test_settings_effects.py::"
@@ -86,6 +87,11 @@ PROOFS = {
     "task_acks_on_failure": f"{_EFFECTS}test_a_failure_alone_is_rejected_by_setting",
     "task_acks_on_timeout": f"{_LIMITS}test_a_late_task_comes_back_from_its_limit_by_setting_unless_it_says_otherwise",
     "task_reject_on_worker_lost": f"{_EFFECTS}test_a_task_whose_child_died_fails_by_setting",
+    "task_retry_on_worker_lost": f"{_LOST}test_a_task_whose_child_died_is_tried_again[early]",
+    "worker_deduplicate_successful_tasks": f"{_LOST}test_a_success_that_is_stored_is_not_run_again",
+    "worker_cancel_long_running_tasks_on_connection_loss": f"{_LOST}"
+    "test_running_late_ack_tasks_are_cancelled_with_their_connection",
+    "worker_proc_alive_timeout": f"{_LOST}test_a_child_that_is_not_ready_in_time_is_replaced",
     "task_crash_limit": f"{_EFFECTS}test_a_task_may_cost_as_many_children_as_the_setting_says",
     "task_delivery_limit": f"{_EFFECTS}test_a_message_is_delivered_as_often_as_the_setting_says",
     "task_dead_letter_suffix": f"{_EFFECTS}test_a_failure_is_rejected_by_setting",

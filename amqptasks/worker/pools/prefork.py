@@ -41,6 +41,7 @@ class PreforkPool(Pool):
     Attributes:
         close_in_child: Called in each new child to close the parent's sockets.
         runs_tasks: False for a helper of the worker's own, of which nobody else is told.
+        alive_timeout_s: A child that is not ready to run tasks after so many seconds is replaced; None: never.
         max_tasks, max_memory_kib: After so many tasks, or with so much memory, a child is replaced; None: never.
     """
 
@@ -49,6 +50,7 @@ class PreforkPool(Pool):
     close_in_child: Callable[[], None] | None = None
     nodename: str | None = None
     runs_tasks = True
+    alive_timeout_s: float | None = None
     max_tasks: int | None = None
     max_memory_kib: int | None = None
     child_name = "ForkPoolWorker"
@@ -91,7 +93,14 @@ class PreforkPool(Pool):
         slot = Slot(self.loop, self, ours, mark, gate, name)
         slot.pid = pid
         self._children[pid] = slot
+        if self.alive_timeout_s is not None:
+            self.loop.call_later(self.alive_timeout_s, lambda: self._end_unready(slot))
         return slot
+
+    def _end_unready(self, slot: Slot) -> None:
+        if self._children.get(slot.pid) is slot and not slot.mark.is_ready() and not self.is_stopping:
+            logger.error("%s is not ready after %g s (worker_proc_alive_timeout)", slot.name, self.alive_timeout_s)
+            self._kill(slot)
 
     def _child_main(
         self, parent: int, ours: socket.socket, theirs: socket.socket, mark: Mark, gate: Any, name: str
@@ -115,6 +124,7 @@ class PreforkPool(Pool):
         threading.Thread(target=_end_with_parent, args=(parent,), name="amqptasks-parent", daemon=True).start()
         if self.runs_tasks:
             signals.worker_process_init.send(self.nodename)
+        mark.ready()
         try:
             serve(theirs, mark, gate, self._run, recycling)
         finally:

@@ -43,7 +43,8 @@ _WITHDRAWN_AT = _BEGUN.size
 _KEPT_AT = _WITHDRAWN_AT + _NUMBER.size
 _INTERRUPTED_AT = _KEPT_AT + _NUMBER.size
 _CONDEMNED_AT = _INTERRUPTED_AT + _NUMBER.size
-_REPORTS_AT = _CONDEMNED_AT + _NUMBER.size
+_READY_AT = _CONDEMNED_AT + _NUMBER.size
+_REPORTS_AT = _READY_AT + _NUMBER.size
 MARK_BYTES: Final = _REPORTS_AT + (1 << 16)
 
 
@@ -98,6 +99,14 @@ class Mark:
         """Whether it is to be ended because of the task that it runs."""
         number: int = _NUMBER.unpack_from(self.memory, _CONDEMNED_AT)[0]
         return number > 0 and number == self.begun()[0]
+
+    def ready(self) -> None:
+        """Note that the runner takes tasks from now on."""
+        _NUMBER.pack_into(self.memory, _READY_AT, 1)
+
+    def is_ready(self) -> bool:
+        """Whether the runner takes tasks."""
+        return bool(_NUMBER.unpack_from(self.memory, _READY_AT)[0])
 
     def keep(self, report: bytes) -> bool:
         """Put a report that is held back where it survives the runner. False when it does not fit."""
