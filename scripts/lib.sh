@@ -73,8 +73,9 @@ ensure_venv() {
 
 have_rabbitmq() { "$ROOT/scripts/rabbitmq" where >/dev/null 2>&1; }
 
-# A rabbitmq-server to run, from Debian's package if need be and allowed.
+# A rabbitmq-server to run, from Debian's package if need be and allowed. AMQPTASKS_RABBITMQ_VERSION asks for a version.
 ensure_rabbitmq() {
+  if [ -n "${AMQPTASKS_RABBITMQ_VERSION:-}" ]; then "$ROOT/scripts/rabbitmq" install; return; fi
   have_rabbitmq && return
   may_install || fail "no rabbitmq-server on this machine. Install it (Debian, Ubuntu: apt-get install rabbitmq-server) or run this as root"
   apt_install_idle rabbitmq-server || fail "apt-get could not install rabbitmq-server"
