@@ -98,7 +98,7 @@ class Context:
     def as_dict(self) -> dict[str, Any]:
         """Return every field that is shown, in order, then whatever else was set."""
         shown = {name: getattr(self, name) for name in self._shown}
-        shown.update((name, value) for name, value in self.__dict__.items() if name not in shown and name[0] != "_")
+        shown.update((name, value) for name, value in self.__dict__.items() if name not in shown and name[:1] != "_")
         return shown
 
     def __repr__(self) -> str:

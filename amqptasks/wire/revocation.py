@@ -16,6 +16,8 @@ MAX_IDS: Final = 1000
 #: Stamps named by one record, and values of each.
 MAX_STAMPS: Final = 20
 MAX_TEXT: Final = 1000
+#: Workers that one record may be meant for.
+MAX_DESTINATIONS: Final = 1000
 _LIMITS: Final = Limits(max_bytes=1 << 20, max_items=1 << 14, max_depth=5)
 _ACCEPT: Final = frozenset({"application/json"})
 #: Signals that a worker will send; as in Celery, by name.
@@ -33,6 +35,7 @@ class Revocation:
         signal: With which signal, where the pool has processes.
         at: When it was made, seconds since 1970.
         marker: Set in records that revoke nothing: a worker's sign of how far it has read.
+        destinations: The workers that it is for, by their names; none: all.
     """
 
     ids: tuple[str, ...] = ()
@@ -41,6 +44,7 @@ class Revocation:
     signal: str = "SIGTERM"
     at: float = 0.0
     marker: str | None = None
+    destinations: tuple[str, ...] = ()
 
     def to_body(self) -> bytes:
         """Encode it."""
@@ -48,6 +52,8 @@ class Revocation:
             "ids": list(self.ids), "stamps": {name: list(values) for name, values in self.stamps.items()},
             "terminate": self.terminate, "signal": self.signal, "at": self.at, "marker": self.marker,
         }  # fmt: skip
+        if self.destinations:
+            plain["destinations"] = list(self.destinations)
         return dumps(plain, "json")[2]
 
 
@@ -72,13 +78,25 @@ def read_revocation(body: bytes) -> Revocation:
             or not all(_is_text(each, MAX_TEXT) for each in values)
         ):
             raise DecodeError(f"expected the values of a stamp to be a list of at most {MAX_IDS} texts")
+    names = plain.get("destinations", [])
+    if (
+        not isinstance(names, list)
+        or len(names) > MAX_DESTINATIONS
+        or not all(_is_text(each, MAX_TEXT) for each in names)
+    ):
+        raise DecodeError(f"expected a revocation's destinations to be a list of at most {MAX_DESTINATIONS} texts")
     at, number, marker = plain.get("at"), plain.get("signal"), plain.get("marker")
     is_time = isinstance(at, (int, float)) and not isinstance(at, bool)
-    if not is_time or number not in SIGNALS or not (marker is None or _is_text(marker, MAX_TEXT)):
+    if (
+        not is_time
+        or not isinstance(number, str)
+        or number not in SIGNALS
+        or not (marker is None or _is_text(marker, MAX_TEXT))
+    ):
         raise DecodeError("expected a revocation to have a time, the name of a signal, and perhaps a marker")
     return Revocation(
         tuple(ids), {str(name): tuple(values) for name, values in stamps.items()}, plain.get("terminate") is True,
-        str(number), float(at or 0), marker,
+        number, float(at or 0), marker, tuple(names),
     )  # fmt: skip
 
 

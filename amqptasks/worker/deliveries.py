@@ -119,6 +119,8 @@ class Deliveries:
 
     def on_revocation(self, revocation: Revocation) -> None:
         """Take a revocation in: what it names and has not begun is discarded."""
+        if revocation.destinations and self._hostname not in revocation.destinations:
+            return
         if not self.revoked.add(revocation):
             return
         keep: list[Request] = []

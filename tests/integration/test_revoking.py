@@ -16,6 +16,8 @@ from amqptasks.states import REVOKED
 from amqptasks.wire.message import Message, encode
 from tests.support import Project, WorkerProcess, eventually
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     import asyncio, os, signal, sys, time
     from amqptasks import App
@@ -112,6 +114,22 @@ def test_a_task_revoked_before_any_worker_is_there_never_runs(
     assert notes.read_text() == "wanted\n"
     assert f"Discarding revoked task: {code.note.name}[{unwanted.id}]" in running.log
     assert f"told {unwanted.id} False None False" in running.log
+
+
+def test_a_revocation_may_be_for_some_workers_alone(
+    code: Project, worker: Callable[..., WorkerProcess], notes: Path
+) -> None:
+    # Given two waiting tasks, one revoked for another worker, the other for the one that will come
+    app = code.module.app
+    wanted, unwanted = code.note.delay(str(notes), "wanted"), code.note.delay(str(notes), "unwanted")
+    app.control.revoke(wanted.id, ["somebody@else"])
+    app.control.revoke(unwanted.id, destination=["somebody@else", "mine@test"], terminate=True)
+
+    # When that worker starts / Then it heeds what is for it, and nothing else
+    worker(code, "-c", "1", "-n", "mine@test")
+    assert_revoked(unwanted)
+    assert wanted.get(timeout=20) == "wanted"
+    assert notes.read_text() == "wanted\n"
 
 
 def test_a_revocation_survives_every_worker(code: Project, worker: Callable[..., WorkerProcess], notes: Path) -> None:
