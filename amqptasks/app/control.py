@@ -110,7 +110,8 @@ def _destinations(destination: Iterable[str] | None, reply: bool) -> tuple[str, 
     names = () if isinstance(destination, (str, Mapping)) else tuple(destination)
     if not 0 < len(names) <= MAX_DESTINATIONS or not all(isinstance(each, str) and each for each in names):
         raise ValueError(
-            f"expected the destination to be a list of 1 to {MAX_DESTINATIONS} names of workers, got: {destination!r:.80}"
+            f"expected the destination to be a list of 1 to {MAX_DESTINATIONS} names of workers, got: "
+            f"{destination!r:.80}"
         )
     return names
 

@@ -15,6 +15,8 @@ from amqptasks.broker.topology import BindQueue, DeclareExchange, DeclareQueue, 
 from amqptasks.entities import Queue
 from amqptasks.exceptions import BrokerUnavailable, OperationalError, TopologyConflict
 
+pytestmark = pytest.mark.broker
+
 
 def to(*urls: str) -> tuple[Endpoint, ...]:
     return endpoints(urls, heartbeat_s=10, connection_timeout_s=2.0, name="test of admin")

@@ -17,6 +17,8 @@ from tests.command import Shell
 from tests.running import Workshop
 from tests.support import WorkerProcess, eventually
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     from amqptasks import Broadcast, Queue
 

@@ -15,6 +15,8 @@ from amqptasks.exceptions import WorkerLostError
 from tests.running import Workshop
 from tests.support import eventually
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     @app.task
     def add(x, y=0):

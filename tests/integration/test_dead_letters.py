@@ -24,6 +24,8 @@ from tests.command import Shell, environment
 from tests.running import Found, Workshop
 from tests.support import eventually
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     @app.task(typing=False)
     def fails(text, **more):

@@ -15,6 +15,8 @@ from tests.command import Shell
 from tests.running import Workshop
 from tests.support import PrivateBroker
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     @app.task
     def add(x, y):

@@ -15,6 +15,8 @@ from amqptasks.results.handles import AsyncResult
 from tests.running import Workshop
 from tests.support import eventually
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     app.conf.update(task_queue_prefix=PREFIX, result_expires=60)
 

@@ -1,4 +1,4 @@
-"""What the settings say of runs that were lost: tried again, not run twice, ended with their connection, started anew."""
+"""What settings say of runs that were lost: tried again, not run twice, ended with their connection, started anew."""
 
 from __future__ import annotations
 

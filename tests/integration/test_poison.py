@@ -19,6 +19,8 @@ import pytest
 from amqptasks.exceptions import AmqptasksError, InvalidTaskError, NotRegistered
 from tests.running import Found, Workshop
 
+pytestmark = pytest.mark.broker
+
 #: Half of the default: RabbitMQ itself, from 4.0 on, takes no message that is larger than the default.
 LIMIT = 8 * 1024 * 1024
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.support import Project, WorkerProcess, eventually
+
+pytestmark = pytest.mark.broker
 
 SOURCE = """
     import os, time

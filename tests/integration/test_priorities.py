@@ -14,6 +14,8 @@ from amqptasks.exceptions import TopologyConflict
 from tests.running import Workshop
 from tests.support import eventually
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     from amqptasks import Queue
 

@@ -15,6 +15,8 @@ from amqptasks.exceptions import QueueNotFound, TopologyConflict, Unroutable
 from tests.running import Workshop
 from tests.support import eventually
 
+pytestmark = pytest.mark.broker
+
 #: A settings module as a user writes it. NAME makes its queues this module's own.
 SETTINGS = """
 import re

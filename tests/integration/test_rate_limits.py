@@ -8,6 +8,8 @@ import pytest
 
 from tests.support import Project, WorkerProcess, eventually
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     from amqptasks import App
 

@@ -18,6 +18,8 @@ from tests.proxy import Proxy
 from tests.running import Workshop
 from tests.support import eventually
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     import time
     from amqptasks import Task, signals

@@ -17,6 +17,8 @@ from amqptasks.app.app import App
 from amqptasks.exceptions import EncodeError, NotRegistered, TaskRevokedError
 from tests.running import Workshop
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     import datetime, time
     from amqptasks import Task

@@ -25,6 +25,8 @@ from tests.proxy import Proxy
 from tests.running import Workshop
 from tests.support import ROOT, TlsBroker, WorkerProcess, eventually
 
+pytestmark = pytest.mark.broker
+
 GET_S = 20
 MEGABYTE = 1 << 20
 SOURCE = """

@@ -13,6 +13,8 @@ from amqptasks._version import __version__
 from tests.running import Workshop
 from tests.support import eventually
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     from amqptasks.exceptions import Ignore, Reject
     from amqptasks.utils.log import get_task_logger
