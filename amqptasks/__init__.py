@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from amqptasks.canvas.chain import chain as chain
     from amqptasks.canvas.chord import chord as chord
     from amqptasks.canvas.group import group as group
+    from amqptasks.canvas.mapping import chunks, xmap, xstarmap
     from amqptasks.canvas.signature import Signature, maybe_signature, signature
     from amqptasks.entities import Binding, Broadcast, Exchange, Queue, binding
     from amqptasks.result import AsyncResult, GroupResult, ResultSet
@@ -40,7 +41,10 @@ _HOMES = {
     "Task": ("amqptasks.app.task", "Task"),
     "chain": ("amqptasks.canvas", "chain"),
     "chord": ("amqptasks.canvas", "chord"),
+    "chunks": ("amqptasks.canvas", "chunks"),
     "group": ("amqptasks.canvas", "group"),
+    "xmap": ("amqptasks.canvas", "xmap"),
+    "xstarmap": ("amqptasks.canvas", "xstarmap"),
     "Signature": ("amqptasks.canvas.signature", "Signature"),
     "maybe_signature": ("amqptasks.canvas.signature", "maybe_signature"),
     "signature": ("amqptasks.canvas.signature", "signature"),
@@ -57,8 +61,8 @@ _HOMES = {
 
 __all__ = [
     "App", "AsyncResult", "Binding", "Broadcast", "Celery", "Exchange", "GroupResult", "Queue", "ResultSet",
-    "Signature", "Task", "__version__", "binding", "chain", "chord", "current_app", "current_task", "group",
-    "maybe_signature", "shared_task", "signature", "uuid",
+    "Signature", "Task", "__version__", "binding", "chain", "chord", "chunks", "current_app", "current_task", "group",
+    "maybe_signature", "shared_task", "signature", "uuid", "xmap", "xstarmap",
 ]  # fmt: skip
 
 

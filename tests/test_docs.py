@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 
 import amqptasks
-from amqptasks import App, Task, chord, group, signals
+from amqptasks import App, Signature, Task, chord, group, signals
 from amqptasks.broker.admin import Admin
 from amqptasks.broker.parameters import endpoints
 from amqptasks.cli.main import COMMANDS
@@ -361,6 +361,7 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Autoscaling, `--max-tasks-per-child`": lambda: all(_option(f"--{each}")() for each in OF_CHILDREN),
     "Chords": _can_send_chords,
     "`map`, `starmap`, `chunks`": lambda: hasattr(Task, "starmap"),
+    "`self.replace()`, stamps": lambda: hasattr(Task, "replace") and hasattr(Signature, "stamp"),
     "Results in Redis": _results_in("redis://localhost"),
     "Results in MongoDB, memcached, files": _results_in("cache+memcached://localhost"),
     "Events, Flower": _acts("worker_send_task_events"),

@@ -7,7 +7,7 @@ what goes wrong takes a thread, and is dealt with there as for everybody else.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 
@@ -71,7 +71,8 @@ class AsyncCalls(Generic[P]):
         Cancelled while it waits for the broker, it may or may not have been sent.
         """
         task: Any = self
-        return await _send(self.app, lambda: task.apply_async(args, kwargs, task_id, **options), options)
+        result: AsyncResult = await _send(self.app, lambda: task.apply_async(args, kwargs, task_id, **options), options)
+        return result
 
 
 class AsyncSending:
@@ -89,25 +90,30 @@ class AsyncSending:
     async def asend_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult:
         """Send a call by the task's name, as ``send_task``, from an asyncio program."""
         app: Any = self
-        return await _send(app, lambda: app.send_task(name, args, kwargs, **options), options)
+        result: AsyncResult = await _send(app, lambda: app.send_task(name, args, kwargs, **options), options)
+        return result
+
+    async def asend(self, send: Callable[[], Any], options: Mapping[str, Any]) -> Any:
+        """Call what sends, and wait for the confirms of all that it has sent; returns what it returned.
+
+        Raises:
+            BulkError: More than one message was sent, and not all of them were confirmed.
+        """
+        return await _send(self, send, options)
 
 
-async def _send(app: Any, send: Any, options: Mapping[str, Any]) -> AsyncResult:
-    result: AsyncResult
+async def _send(app: Any, send: Callable[[], Any], options: Mapping[str, Any]) -> Any:
     outer = current_bulk.get()
     if current_collector.get() is not None:
-        result = send()
-        return result
+        return send()
     if app.is_eager:
         import asyncio
 
         # The task is run now, and takes its time.
-        result = await asyncio.to_thread(send)
-        return result
+        return await asyncio.to_thread(send)
     await _room(app, options)
     if outer is not None and not outer.is_ended:
-        result = send()
-        return result
+        return send()
     bulk: Bulk = app.sender.bulk()
     token = current_bulk.set(bulk)
     try:
@@ -117,9 +123,12 @@ async def _send(app: Any, send: Any, options: Mapping[str, Any]) -> AsyncResult:
     try:
         failures = await _failures(app, bulk)
     except BaseException:
-        # Cancelled: nobody gets to know the id.
-        app.backend.unexpect(result.id)
+        # Cancelled: nobody gets to know the ids.
+        for leaf in () if result is None else result.leaves():
+            app.backend.unexpect(leaf.id)
         raise
+    if len(bulk.sendings) > 1:
+        bulk.throw(failures)
     for failure in failures.values():
         raise failure
     return result

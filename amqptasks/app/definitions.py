@@ -219,6 +219,10 @@ class TaskHome:
                 return
             if auto and not self._autofinalize:
                 raise RuntimeError(f"{self!r} was made with autofinalize=False and is not finalized: call finalize()")
+            # Here: a program that only sends does without.
+            from amqptasks.app.builtins import add_builtins
+
+            add_builtins(self)
             self._finalized = True
             for maker in current.makers():
                 maker(self)

@@ -18,7 +18,8 @@ from amqptasks.app import context
 from amqptasks.app.context import Context
 from amqptasks.app.coroutines import run_coroutine
 from amqptasks.app.handlers import ExceptionInfo, told_failure, told_retry, told_return, told_success
-from amqptasks.canvas.signature import Signature, as_list, maybe_signature
+from amqptasks.canvas.parts import as_list
+from amqptasks.canvas.signature import Signature, maybe_signature
 from amqptasks.exceptions import EncodeError, Ignore, OperationalError, Reject, Retry
 from amqptasks.logs import TASK_LOGGER, bind_task
 from amqptasks.results.context import denied_join_result

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqptasks.exceptions import BulkError, Unroutable
+from amqptasks.results.context import answering_to
 from amqptasks.wire.message import EncodedMessage
 
 if TYPE_CHECKING:
@@ -119,14 +120,17 @@ class Collector:
         self.reply_to = reply_to
         self.messages: list[Collected | CollectedChord] = []
         self._token: Any = None
+        self._answering = answering_to(reply_to)
 
     def __enter__(self) -> list[Collected | CollectedChord]:
         self._token = current_collector.set(self)
+        self._answering.__enter__()
         return self.messages
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._answering.__exit__()
         current_collector.reset(self._token)
 
 

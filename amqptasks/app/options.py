@@ -11,7 +11,10 @@ from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 from amqptasks.broker.needs import PublishPolicy
+from amqptasks.canvas.explaining import explain_call
 from amqptasks.clock import as_utc, parse_moment, utcnow
+from amqptasks.exceptions import EncodeError
+from amqptasks.wire.serializers import dumps
 
 #: Call options that become AMQP properties as they are.
 PROPERTY_OPTIONS = ("message_id", "timestamp", "type", "user_id", "app_id")
@@ -23,7 +26,7 @@ KNOWN_OPTIONS = frozenset(
         "soft_time_limit", "ignore_result", "add_to_parent", "headers", "group_id", "group_index", "root_id",
         "parent_id", "chord", "chain", "reply_to", "replaced_task_nesting", "stamped_headers", "stamps", "argsrepr",
         "kwargsrepr", "delivery_mode", "mandatory", "declare", "timeout", "confirm_timeout", "retries",
-        "correlation_id", "expiration", "origin", "immutable", *PROPERTY_OPTIONS,
+        "correlation_id", "expiration", "origin", "immutable", "route_name", *PROPERTY_OPTIONS,
     }
 )  # fmt: skip
 #: Celery's options that have no meaning here, and why. None, which means "not given", is let pass.
@@ -60,13 +63,28 @@ def embedded(options: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
+def encode_body(args: Any, kwargs: Any, embed: Mapping[str, Any], serializer: str) -> tuple[str, str, bytes]:
+    """Serialize the body of a call; gives its content type, its content encoding and the bytes.
+
+    Raises:
+        EncodeError: It cannot be; the message says which argument, its own or of what follows it.
+    """
+    try:
+        return dumps((args, kwargs, embed), serializer)
+    except EncodeError as error:
+        raise EncodeError(explain_call(args, kwargs, embed, serializer)) from error
+
+
 def write_options(
     headers: dict[str, Any], options: Mapping[str, Any], task_expires: Any, zone: tzinfo | None
 ) -> datetime | None:
     """Write what a call's options put into its headers; returns the moment it is to run at, if it said one."""
+    stamps = {key: options[key] for key in _listed(options.get("stamped_headers")) or () if key in options}
+    if stamps:
+        headers["stamps"] = stamps
     unknown = options.keys() - KNOWN_OPTIONS
     if unknown:
-        _check_unknown(unknown, options, headers)
+        _check_unknown(unknown - stamps.keys(), options)
     hard, soft = options.get("time_limit"), options.get("soft_time_limit")
     if hard is not None or soft is not None:
         # What the call does not say, the task's own limits do.
@@ -99,11 +117,8 @@ def write_options(
     return moment
 
 
-def _check_unknown(unknown: Set[str], options: Mapping[str, Any], headers: dict[str, Any]) -> None:
-    stamps = {key: options[key] for key in _listed(options.get("stamped_headers")) or () if key in options}
-    if stamps:
-        headers["stamps"] = stamps
-    for key in sorted(unknown - stamps.keys()):
+def _check_unknown(unknown: Set[str], options: Mapping[str, Any]) -> None:
+    for key in sorted(unknown):
         if key not in _NOT_HERE:
             raise TypeError(
                 f"apply_async() got an unexpected option {key!r}; known: {', '.join(sorted(KNOWN_OPTIONS))}"

@@ -22,6 +22,8 @@ from amqptasks.exceptions import ImproperlyConfigured, QueueNotFound
 
 #: Options of a route that say where, as opposed to how.
 ADDRESS_OPTIONS = ("queue", "exchange", "exchange_type", "routing_key")
+#: Options of a call because of which it may go another way than others of its task.
+ROUTING_OPTIONS = (*ADDRESS_OPTIONS, "route_name")
 
 Router = Callable[..., Any]
 

@@ -27,12 +27,13 @@ from amqptasks.app.options import (
     call_policy,
     delivery_mode_of,
     embedded,
+    encode_body,
     first,
     policy_of,
     task_headers,
     write_options,
 )
-from amqptasks.app.routing import ADDRESS_OPTIONS, Route, Routing
+from amqptasks.app.routing import ROUTING_OPTIONS, Route, Routing
 from amqptasks.broker.needs import Need, PublishPolicy
 from amqptasks.clock import utcnow
 from amqptasks.entities import Broadcast, Exchange, Queue
@@ -50,7 +51,6 @@ from amqptasks.wire.binding import SIGNED_NAME, bound
 from amqptasks.wire.compression import compress
 from amqptasks.wire.message import EncodedMessage, Message, encode
 from amqptasks.wire.reprs import shortener
-from amqptasks.wire.serializers import dumps, explain_unencodable
 
 if TYPE_CHECKING:
     # At run time these come in with the first send: a program that only defines tasks should not pay for pika.
@@ -329,7 +329,7 @@ class Sender:
             )  # fmt: skip
         if serializer == SIGNED_NAME:
             embed = bound(embed, headers, reply_to, options.get("correlation_id") or task_id, plan.route.place)
-        content_type, content_encoding, body = self._encode_body(args, kwargs, embed, serializer)
+        content_type, content_encoding, body = encode_body(args, kwargs, embed, serializer)
         if compression:
             headers["compression"], body = compress(body, compression)
         extra = {key: options[key] for key in PROPERTY_OPTIONS if options.get(key) is not None} if options else {}
@@ -364,13 +364,6 @@ class Sender:
             else:
                 raise TypeError(f"expected declare to list queues and exchanges, got: {each!r:.80}")
         return tuple(needs)
-
-    @staticmethod
-    def _encode_body(args: Any, kwargs: Any, embed: Any, serializer: str) -> tuple[str, str, bytes]:
-        try:
-            return dumps((args, kwargs, embed), serializer)
-        except EncodeError as error:
-            raise EncodeError(explain_unencodable(args, kwargs, serializer) or str(error)) from error
 
     def _delayed(self, when: datetime, route: Route, needs: tuple[Need, ...]) -> tuple[str, str, tuple[Need, ...]]:
         delay_ms = (when - utcnow()) / timedelta(milliseconds=1)
@@ -419,12 +412,15 @@ class Sender:
     ) -> Plan:  # fmt: skip
         if task is None:
             task = self._app.find_task(name)
-        routed = bool(options) and any(options.get(key) for key in ADDRESS_OPTIONS)
+        routed = bool(options) and any(options.get(key) for key in ROUTING_OPTIONS)
         if not routed:
             plan = state.plans.get(name)
             if plan is not None:
                 return plan
-        route = state.routing.route(name, args, kwargs, options, task)
+        # A map goes where calls of the task go that it is a map of.
+        other = options.get("route_name")
+        task_routed = (self._app.find_task(other) if other else None) or task
+        route = state.routing.route(other or name, args, kwargs, options, task_routed)
         plan = self._make_plan(state, name, route, task)
         if not routed and state.routing.is_static:
             state.plans[name] = plan

@@ -14,6 +14,7 @@ from amqptasks.app import context
 from amqptasks.app.async_calls import AsyncCalls
 from amqptasks.app.context import Context
 from amqptasks.app.handlers import Handlers, Hooks, hooks_of
+from amqptasks.app.replacing import Replacing
 from amqptasks.app.retrying import Retries, retry_automatically
 from amqptasks.canvas.signature import Signature
 from amqptasks.exceptions import ImproperlyConfigured, MaxRetriesExceededError, OperationalError
@@ -27,7 +28,7 @@ _is_async = inspect.iscoroutinefunction
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class Task(Handlers, Retries, AsyncCalls[P], Generic[P, R]):
+class Task(Handlers, Retries, Replacing, AsyncCalls[P], Generic[P, R]):
     """A registered function and its options. One instance per process; what it keeps in attributes stays.
 
     The class attributes are the options of ``@app.task(...)``. None means "as the settings say". Subclass it for

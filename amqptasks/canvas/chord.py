@@ -10,15 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from amqptasks.canvas.group import group, members_of, tasks_in, unrolled
-from amqptasks.canvas.signature import (
-    Signature,
-    as_list,
-    expecting,
-    maybe_signature,
-    new_id,
-    shortened,
-    signatures,
-)
+from amqptasks.canvas.parts import as_list, new_id, shortened
+from amqptasks.canvas.sending import expecting, send_each
+from amqptasks.canvas.signature import Signature, maybe_signature, signatures
+from amqptasks.canvas.stamps import stamped
 from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.results.context import allow_join_result, default_app
 from amqptasks.results.handles import GroupResult
@@ -122,6 +117,20 @@ class chord(Signature):
             # It belongs to no app yet.
             return False
 
+    def stamp(self, visitor: Any = None, append_stamps: bool = False, **headers: Any) -> Any:
+        """Stamp the header's calls and the body; see `Signature.stamp`. Returns self."""
+        seen = None if visitor is None else visitor.on_chord_header_start(self, **headers) or {}
+        headers = stamped(headers, seen, append_stamps, self.options)
+        self.stamp_links(visitor, append_stamps, **headers)
+        for call in self.tasks:
+            call.stamp(visitor, append_stamps, **headers)
+        if visitor is not None:
+            visitor.on_chord_header_end(self, **headers)
+        if self.body is not None:
+            seen = None if visitor is None else visitor.on_chord_body(self, **headers) or {}
+            self.body.stamp(visitor, append_stamps, **stamped(headers, seen, append_stamps, self.options))
+        return self
+
     def set_immutable(self, immutable: bool) -> None:
         """Say of every call of the header whether it ignores new arguments."""
         for call in self.tasks:
@@ -176,8 +185,7 @@ class chord(Signature):
             for index, part in enumerate(parts):
                 part.options["chord"] = Mark(collector, len(parts), index).to_plain()
             with app.begin_chord(chord_id, len(parts), body, merged.get("root_id"), chord_expires):
-                for call in calls:
-                    call.apply_async(**header)
+                send_each(calls, "header", header)
         return result
 
     def _made(self, body: Any, options: Mapping[str, Any]) -> tuple[chord, dict[str, Any]]:

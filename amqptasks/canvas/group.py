@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
-from amqptasks.canvas.signature import Signature, maybe_signature, new_id, shortened, signatures
+from amqptasks.canvas.parts import new_id, shortened
+from amqptasks.canvas.sending import send_each
+from amqptasks.canvas.signature import Signature, maybe_signature, signatures
+from amqptasks.canvas.stamps import stamped
 from amqptasks.exceptions import InvalidTaskError
-from amqptasks.results.context import default_app
+from amqptasks.results.context import answers_go_to, default_app
 from amqptasks.results.handles import GroupResult
 
 __all__ = ["group", "members_of", "unrolled"]
+
+# What concerns the group as a whole, and not its members.
+_OWN_OPTIONS = ("task_id", "group_id", "group_index", "chord", "root_id", "parent_id", "link", "link_error")
 
 
 @Signature.register_type()
@@ -73,6 +80,7 @@ class group(Signature):
         options = {key: value for key, value in options.items() if value is not None}
         _, _, merged = self._merge(None, None, options)
         merged = dict(merged)
+        is_child = merged.pop("add_to_parent", True)
         group_id = merged.pop("task_id", None) or new_id()
         # Where the group itself stands in another one says nothing about its members' places in this one.
         merged.pop("group_id", None)
@@ -82,15 +90,18 @@ class group(Signature):
         app = self.app
         for index, call in enumerate(calls):
             call.freeze(group_id=group_id, group_index=index, root_id=merged.get("root_id"))
-        if len(calls) > 1:
-            with app.bulk():
-                results = [call.apply_async(**merged) for call in calls]
-        else:
-            results = [call.apply_async(**merged) for call in calls]
+        merged["add_to_parent"] = False
+        with app.bulk() if len(calls) > 1 else nullcontext():
+            results = send_each(calls, "member", merged)
         if len(results) == 1 and isinstance(results[0], GroupResult):
             # group(a | group(b, c)): the caller wants the results of b and c, not a list that holds a list.
-            return results[0]
-        return GroupResult(group_id, results, app=app)
+            result = results[0]
+        else:
+            result = GroupResult(group_id, results, app=app)
+        parent = app.current_worker_task if is_child and answers_go_to() is None else None
+        if parent is not None:
+            parent.add_trail(result)
+        return result
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Run every member here and now, one after another. Returns a `GroupResult` of `EagerResult`s."""
@@ -133,6 +144,17 @@ class group(Signature):
         for call in self.tasks:
             call.set_immutable(immutable)
 
+    def stamp(self, visitor: Any = None, append_stamps: bool = False, **headers: Any) -> Any:
+        """Stamp every member; see `Signature.stamp`. Returns self."""
+        seen = None if visitor is None else visitor.on_group_start(self, **headers) or {}
+        headers = stamped(headers, seen, append_stamps, self.options)
+        self.stamp_links(visitor, append_stamps, **headers)
+        for call in self.tasks:
+            call.stamp(visitor, append_stamps, **headers)
+        if visitor is not None:
+            visitor.on_group_end(self, **headers)
+        return self
+
     def link(self, callback: Any) -> Any:
         """Have a call made when the *first* member succeeds, without its result, as in Celery. Returns it.
 
@@ -144,6 +166,11 @@ class group(Signature):
     def link_error(self, errback: Any) -> Any:
         """Have a call made for each member that fails."""
         return tuple(call.link_error(maybe_signature(errback, clone=True)) for call in self.tasks)
+
+    def spread(self) -> list[Any]:
+        """Return copies of the members that carry what the group was given: its arguments and its options."""
+        options = {key: value for key, value in self.options.items() if key not in _OWN_OPTIONS}
+        return [call.clone(self.args, **options) for call in self.tasks]
 
     def skew(self, start: float = 1.0, stop: float | None = None, step: float = 1.0) -> group:
         """Give the members growing countdowns, in seconds: `start`, ``start + step``, … but never beyond `stop`."""

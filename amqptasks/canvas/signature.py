@@ -7,18 +7,17 @@ the canvas sees only the `Sender` protocol.
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
-from amqptasks.exceptions import InvalidTaskError, NotSent
-from amqptasks.results.backend import ResultBackend
+from amqptasks.canvas.parts import as_list, checked, new_id
+from amqptasks.canvas.sending import expect_answer
+from amqptasks.canvas.stamps import stamped
+from amqptasks.exceptions import InvalidTaskError
 from amqptasks.results.context import default_app
 
-__all__ = [
-    "Sender", "Signature", "as_list", "expecting", "maybe_signature", "new_id", "shortened", "signature", "signatures",
-]  # fmt: skip
+__all__ = ["Signature", "maybe_signature", "signature", "signatures"]
 
 S = TypeVar("S", bound="Signature")
 # Signature has an attribute named type, which hides the builtin from annotations in its body.
@@ -26,31 +25,6 @@ Kind: TypeAlias = "type[Signature]"
 
 # A string from a nested call is cut to this in a repr.
 _REPR_MAX = 1024
-
-
-class Sender(Protocol):
-    """What the canvas needs of an app."""
-
-    @property
-    def tasks(self) -> Mapping[str, Any]:
-        """The registered tasks by name; each has ``apply_async``."""
-
-    @property
-    def backend(self) -> ResultBackend:
-        """Where results come in."""
-
-    @property
-    def is_eager(self) -> bool:
-        """Whether calls run at once, in the caller."""
-
-    def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Send a task by name and return its AsyncResult."""
-
-    def AsyncResult(self, id: str) -> Any:
-        """Make a handle of an id."""
-
-    def bulk(self) -> AbstractContextManager[Any]:
-        """Let the sends of a block share round trips to the broker. May be nested."""
 
 
 class Signature(dict[str, Any]):
@@ -74,12 +48,15 @@ class Signature(dict[str, Any]):
     _app: Any = None
     _type: Any = None
 
+    #: So that ``Signature[int]`` can be written in annotations.
+    __class_getitem__: ClassVar[Any] = classmethod(types.GenericAlias)
+
     def __init__(
         self, task: Any = None, args: Any = None, kwargs: Any = None, options: Any = None, type: Any = None,
         subtask_type: str | None = None, immutable: bool = False, app: Any = None, **ex: Any,
     ) -> None:  # fmt: skip
         if isinstance(task, Mapping):
-            super().__init__(_checked(task))
+            super().__init__(checked(task))
             self._app = app
             return
         name = getattr(task, "name", None)
@@ -108,12 +85,18 @@ class Signature(dict[str, Any]):
         """Make a signature of its plain form, as the class its ``subtask_type`` names.
 
         Raises:
-            InvalidTaskError: It is not a signature.
+            InvalidTaskError: It is not a signature, or of a type that is not registered here.
         """
-        kind = cls.TYPES.get(_checked(d)["subtask_type"] or "", Signature)
-        if kind is Signature or kind is cls:
+        if isinstance(d, Mapping) and not d.get("subtask_type"):
             return Signature(d, app=app)
-        return kind.from_dict(d, app=app)
+        name = checked(d)["subtask_type"]
+        kind = cls.TYPES.get(name)
+        if kind is None:
+            raise InvalidTaskError(
+                f"the call of {d.get('task')!r:.80} is of the type {name!r:.80}, which is not registered here (known: "
+                f"{', '.join(sorted(cls.TYPES))}); decorate its class with Signature.register_type()"
+            )
+        return Signature(d, app=app) if kind is cls else kind.from_dict(d, app=app)
 
     # -- the fields
 
@@ -231,6 +214,14 @@ class Signature(dict[str, Any]):
         args_, kwargs_, merged = self._merge(args, kwargs, options)
         return self.type.apply(args_, kwargs_, **merged)
 
+    async def adelay(self, *args: Any, **kwargs: Any) -> Any:
+        """Do as `delay`, from an asyncio program."""
+        return await self.aapply_async(args, kwargs)
+
+    async def aapply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Do as `apply_async`, from an asyncio program; the event loop goes on while the broker confirms."""
+        return await self.app.asend(lambda: self.apply_async(args, kwargs, **options), options)
+
     def __invert__(self) -> Any:
         """Send it and wait for its result."""
         return self.apply_async().get()
@@ -307,6 +298,30 @@ class Signature(dict[str, Any]):
             items.append(value)
         return value
 
+    def stamp(self, visitor: Any = None, append_stamps: bool = False, **headers: Any) -> Any:
+        """Mark it, and what follows it, with headers: ``call.stamp(tenant="acme")``. Returns self.
+
+        Args:
+            visitor: A `StampingVisitor` that says what each part is marked with, beside `headers`.
+            append_stamps: Of a mark that is there already make a list of both, instead of keeping one.
+        """
+        self.stamp_links(visitor, append_stamps, **headers)
+        seen = None if visitor is None else visitor.on_signature(self, **headers) or {}
+        self.options.update(stamped(headers, seen, append_stamps, self.options))
+        return self
+
+    def stamp_links(self, visitor: Any, append_stamps: bool = False, **headers: Any) -> None:
+        """Mark what is linked to it: its callbacks and its errbacks."""
+        for key, hook in (("link", "on_callback"), ("link_error", "on_errback")):
+            if key not in self.options:
+                continue
+            self.options[key] = links = [maybe_signature(each, app=self._app) for each in as_list(self.options[key])]
+            marks = dict(headers)
+            for each in links:
+                seen = None if visitor is None else getattr(visitor, hook)(each, **marks) or {}
+                marks = stamped(marks, seen, append_stamps)
+                each.stamp(visitor, append_stamps, **marks)
+
     def flatten_links(self) -> list[Any]:
         """Return this call and all that follow its success, theirs included."""
         found: list[Any] = [self]
@@ -337,10 +352,9 @@ class Signature(dict[str, Any]):
             result.ignored = True
         elif "reply_to" not in options:
             # Whoever sends it, perhaps a worker after the step before: its answer comes here.
-            reply_to = app.backend.reply_to()
+            reply_to = expect_answer(app, task_id)
             if reply_to is not None:
                 options["reply_to"] = reply_to
-                app.backend.expect(task_id)
         return result
 
     def _ignores_result(self) -> bool:
@@ -355,6 +369,9 @@ class Signature(dict[str, Any]):
     def __or__(self, other: Any) -> Any:
         """Have `other` run after this one, with its result."""
         if not isinstance(other, Signature):
+            if isinstance(other, Mapping):
+                # Which would merge this call into itself.
+                raise TypeError("unsupported operand for |: a dict is made a call by signature(…)")
             return NotImplemented
         return self.TYPES["chain"].joined(self, other)  # type: ignore[attr-defined]
 
@@ -416,37 +433,6 @@ def maybe_signature(d: Any, app: Any = None, clone: bool = False) -> Any:
     return d
 
 
-class expecting(AbstractContextManager[None]):
-    """Have the app's backend get ready for answers, and take it back if the block could not send for them."""
-
-    def __init__(self, app: Sender, results: Iterable[Any]) -> None:
-        self._backend = app.backend
-        self._ids = [result.id for result in results if not result.ignored]
-
-    def __enter__(self) -> None:
-        for task_id in self._ids:
-            self._backend.expect(task_id)
-
-    def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
-        if isinstance(error, NotSent):
-            for task_id in self._ids:
-                self._backend.forget(task_id)
-
-
-def new_id() -> str:
-    """Make the id of a task or a group."""
-    return str(uuid.uuid4())
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return a list as it is, None as an empty one, and anything else as a list of one."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return value
-    return list(value) if isinstance(value, tuple) else [value]
-
-
 def signatures(calls: Any, app: Any) -> Iterator[Signature]:
     """Make each of several calls, in whatever form, a signature.
 
@@ -459,13 +445,6 @@ def signatures(calls: Any, app: Any) -> Iterator[Signature]:
         yield maybe_signature(call, app=app if getattr(call, "_app", None) is None else None)
 
 
-def shortened(task_name: str, text: str) -> str:
-    """Drop a module's name from all but the first of the calls in `text`, so that a canvas reads well."""
-    module = task_name.rpartition(".")[0] + "."
-    head, found, tail = text.partition(module)
-    return head + found + tail.replace(module, "") if found else text
-
-
 def _copied(value: Any) -> Any:
     """Copy an option as deep as the canvas changes it: lists of calls, and the calls in them."""
     if isinstance(value, Signature):
@@ -473,28 +452,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list):
         return [_copied(item) for item in value]
     return value
-
-
-_FIELD_TYPES: tuple[tuple[str, Any], ...] = (
-    ("args", (list, tuple)), ("kwargs", dict), ("options", dict), ("subtask_type", (str, type(None))),
-)  # fmt: skip
-
-
-def _checked(data: Any) -> dict[str, Any]:
-    """Return a signature's six fields; InvalidTaskError if they are not of their kind. Wire data comes through here."""
-    if not isinstance(data, Mapping):
-        raise InvalidTaskError(f"expected a call to be a map, got: {data!r:.80}")
-    if not isinstance(data.get("task"), str):
-        raise InvalidTaskError(f"expected 'task' of a call to be the name of a task, got: {data.get('task')!r:.80}")
-    fields = {
-        **data, "args": data.get("args") or (), "kwargs": data.get("kwargs") or {},
-        "options": data.get("options") or {}, "subtask_type": data.get("subtask_type"),
-        "immutable": bool(data.get("immutable")),
-    }  # fmt: skip
-    for key, kind in _FIELD_TYPES:
-        if not isinstance(got := fields[key], kind):
-            raise InvalidTaskError(f"{key!r} of the call of {data['task']!r:.80} is of a wrong type: {got!r:.80}")
-    for key in ("kwargs", "options"):
-        if not all(isinstance(name, str) for name in fields[key]):
-            raise InvalidTaskError(f"{key!r} of the call of {data['task']!r:.80} has a name that is no string")
-    return fields

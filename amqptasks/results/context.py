@@ -15,8 +15,8 @@ from typing import Any
 from amqptasks.exceptions import ImproperlyConfigured
 
 __all__ = [
-    "allow_join_result", "assert_will_not_block", "default_app", "denied_join_result", "set_default_app",
-    "task_join_will_block",
+    "allow_join_result", "answering_to", "answers_go_to", "assert_will_not_block", "default_app", "denied_join_result",
+    "set_default_app", "task_join_will_block",
 ]  # fmt: skip
 
 _join_will_block: ContextVar[bool] = ContextVar("amqptasks_join_will_block", default=False)
@@ -59,6 +59,30 @@ class denied_join_result:
 
     def __exit__(self, *_error: object) -> None:
         _join_will_block.reset(self._token)
+
+
+_answers_go_to: ContextVar[tuple[str | None] | None] = ContextVar("amqptasks_answers_go_to", default=None)
+
+
+def answers_go_to() -> tuple[str | None] | None:
+    """Say where answers to the calls made here go: the name of a reply queue, or None for nowhere, in a tuple of one;
+    without a tuple, here."""
+    return _answers_go_to.get()
+
+
+class answering_to:
+    """Have the answers to calls that are made in the block go to a queue, rather than to this process."""
+
+    __slots__ = ("_queue", "_token")
+
+    def __init__(self, queue: str | None) -> None:
+        self._queue = queue
+
+    def __enter__(self) -> None:
+        self._token = _answers_go_to.set((self._queue,))
+
+    def __exit__(self, *_error: object) -> None:
+        _answers_go_to.reset(self._token)
 
 
 _app_provider: Callable[[], Any] | None = None

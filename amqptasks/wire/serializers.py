@@ -28,8 +28,8 @@ from amqptasks.wire.limits import DEFAULT_LIMITS, Limits, check_counts, check_js
 from amqptasks.wire.typed import MARK, check_lookalikes, from_typed, to_typed
 
 __all__ = [
-    "DEFAULT_LIMITS", "Limits", "Serializer", "accepted", "by_name", "dumps", "explain_unencodable", "loads",
-    "register", "unregister",
+    "DEFAULT_LIMITS", "Limits", "Serializer", "accepted", "advise", "by_name", "dumps", "explain_unencodable",
+    "find_unencodable", "loads", "register", "unregister",
 ]  # fmt: skip
 
 
@@ -288,7 +288,7 @@ def dumps(value: Any, name: str, limits: Limits | None = None) -> tuple[str, str
         raise EncodeError(f"its reader would refuse the value: {error}") from error
     except Exception as error:
         where = _find(value, "the value", serializer.dumps, _FIND_DEPTH) or f"the value: {_reason(error)}"
-        raise EncodeError(_advice(serializer.name, where)) from error
+        raise EncodeError(advise(serializer.name, where)) from error
     return serializer.content_type, serializer.content_encoding, body
 
 
@@ -298,19 +298,25 @@ def explain_unencodable(args: Sequence[Any], kwargs: Mapping[str, Any], name: st
     Such as ``json cannot carry argument 2 of args: …`` or ``… kwargs['when']['at']: …``, with what to do about it.
     For the way out after `dumps` has raised: it encodes every argument again.
     """
+    where = find_unencodable(args, kwargs, name)
+    return advise(name, where or "the options of the call (its callbacks, chain or headers)")
+
+
+def find_unencodable(args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> str | None:
+    """Return which argument of a call the serializer cannot carry, and why; None if it can carry all of them."""
     encode = by_name(name).dumps
     for position, value in enumerate(args, 1):
         where = _find(value, f"argument {position} of args", encode, _FIND_DEPTH)
         if where is not None:
-            return _advice(name, where)
-    where = _find(kwargs, "kwargs", encode, _FIND_DEPTH)
-    return _advice(name, where or "the options of the call (its callbacks, chain or headers)")
+            return where
+    return _find(kwargs, "kwargs", encode, _FIND_DEPTH)
 
 
 _FIND_DEPTH = 100
 
 
-def _advice(name: str, where: str) -> str:
+def advise(name: str, where: str) -> str:
+    """Say that a serializer cannot carry something, and what to do about it."""
     return f"{name} cannot carry {where}. Pass plain data, or name another serializer that can carry it."
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from amqptasks.app.app import App
 from amqptasks.app.context import Context
-from amqptasks.canvas.signature import Signature, as_list
+from amqptasks.canvas.parts import as_list
+from amqptasks.canvas.signature import Signature
 from amqptasks.exceptions import ChordError
 from amqptasks.states import FAILURE
 from amqptasks.wire.chord import Manifest

@@ -285,7 +285,10 @@ class Worker:
 
     def _banner(self) -> str:
         conf = self.app.conf
-        tasks = list(self.app.tasks) if self.loglevel <= logging.INFO else None
+        tasks = None
+        if self.loglevel <= logging.INFO:
+            # Those that every app has are of interest to few.
+            tasks = [name for name in self.app.tasks if self.loglevel <= logging.DEBUG or name[:7] != "celery."]
         brokers = dict.fromkeys((self._consume_link.label, self._publish_link.label))
         return banner(
             hostname=self.hostname, app=repr(self.app), brokers=", publishing to ".join(brokers),

@@ -15,7 +15,7 @@ celery = pytest.importorskip("celery")
 pytest.importorskip("celery.canvas")
 pytest.importorskip("celery.result")
 
-NAMES = ("a", "b", "c")
+NAMES = ("a", "b", "c", "d")
 
 
 class OurApp:
@@ -32,7 +32,7 @@ class OurApp:
 
 @pytest.fixture
 def their_app():
-    """A real Celery app with the tasks proj.a, proj.b and proj.c."""
+    """A real Celery app with the tasks proj.a to proj.d."""
     app = celery.Celery("proj", broker="memory://", backend="cache+memory://", set_as_current=False)
     for name in NAMES:
         app.task(name=f"proj.{name}")(arguments)
@@ -74,6 +74,52 @@ CANVASES = {
     "chord()": lambda s, c: c.chord([s("a", 1), s("a", 2)], s("b")),
     "a chord in a chain": lambda s, c: s("c") | c.group([s("a", 1), s("a", 2)]) | s("b"),
     "a chord and then a task": lambda s, c: c.group([s("a", 1), s("a", 2)]) | s("b") | s("c"),
+    "a chain with links, and more": lambda s, c: chain_with_links(s) | s("c") | (s("a") | s("b")).on_error(s("c", "x")),
+    # By the shapes of what is composed: t is a task, g a group.
+    "t | group of none": lambda s, c: s("a", 1) | c.group([]),
+    "t | group of one": lambda s, c: s("a", 1) | c.group([s("b")]),
+    "group of none | t": lambda s, c: c.group([]) | s("b"),
+    "group of one | t": lambda s, c: c.group([s("a", 1)]) | s("b"),
+    "g | g": lambda s, c: c.group([s("a", 1), s("a", 2)]) | c.group([s("b"), s("c")]),
+    "g | group of none": lambda s, c: c.group([s("a", 1), s("a", 2)]) | c.group([]),
+    "g | g | t": lambda s, c: c.group([s("a", 1), s("a", 2)]) | c.group([s("b"), s("c")]) | s("d"),
+    "g | chain": lambda s, c: c.group([s("a", 1), s("a", 2)]) | (s("b") | s("c")),
+    "g | chord": lambda s, c: c.group([s("a", 1), s("a", 2)]) | c.chord([s("b"), s("c")], s("d")),
+    "chord | t": lambda s, c: c.chord([s("b"), s("c")], s("d")) | s("a"),
+    "chord | chain": lambda s, c: c.chord([s("b"), s("c")], s("d")) | (s("a") | s("b")),
+    "chord | g": lambda s, c: c.chord([s("b"), s("c")], s("d")) | c.group([s("a"), s("b")]),
+    "chord | group of one": lambda s, c: c.chord([s("b"), s("c")], s("d")) | c.group([s("a")]),
+    "chord | chord": lambda s, c: c.chord([s("b"), s("c")], s("d")) | c.chord([s("a"), s("b")], s("c")),
+    "t | chord": lambda s, c: s("a", 1) | c.chord([s("b"), s("c")], s("d")),
+    "t | chord | t": lambda s, c: s("a", 1) | c.chord([s("b"), s("c")], s("d")) | s("a"),
+    "t | chord | g": lambda s, c: s("a", 1) | c.chord([s("b"), s("c")], s("d")) | c.group([s("a"), s("b")]),
+    "t | chord | chord": lambda s, c: s("a", 1) | c.chord([s("b"), s("c")], s("d")) | c.chord([s("a"), s("b")], s("c")),
+    "t | g | g": lambda s, c: s("a", 1) | c.group([s("a"), s("b")]) | c.group([s("b"), s("c")]),
+    "t | g | g | t": lambda s, c: s("a", 1) | c.group([s("a"), s("b")]) | c.group([s("b"), s("c")]) | s("d"),
+    "t | g | t | g | t": lambda s, c: (
+        s("a", 1) | c.group([s("a"), s("b")]) | s("c") | c.group([s("b"), s("c")]) | s("d")
+    ),
+    "chain(t, g, t, g, t)": lambda s, c: c.chain(
+        s("a", 1), c.group([s("a"), s("b")]), s("c"), c.group([s("b"), s("c")]), s("d")
+    ),
+    "chain(g, t)": lambda s, c: c.chain(c.group([s("a", 1), s("b", 1)]), s("c")),
+    "chain(g, g)": lambda s, c: c.chain(c.group([s("a", 1), s("b", 1)]), c.group([s("a"), s("b")])),
+    "chain(g, g, t)": lambda s, c: c.chain(c.group([s("a", 1), s("b", 1)]), c.group([s("a"), s("b")]), s("c")),
+    "chain(t, g, g)": lambda s, c: c.chain(s("d"), c.group([s("a", 1), s("b", 1)]), c.group([s("a"), s("b")])),
+    "chain(group of none, t)": lambda s, c: c.chain(c.group([]), s("c", 1)),
+    "chain(t, group of none, t)": lambda s, c: c.chain(s("a", 1), c.group([]), s("c", 1)),
+    "chain(t, group of none)": lambda s, c: c.chain(s("a", 1), c.group([])),
+    "chain(group of one, t)": lambda s, c: c.chain(c.group([s("a", 1)]), s("c", 1)),
+    "chain(g)": lambda s, c: c.chain(c.group([s("a", 1), s("b", 1)])),
+    "chain([g])": lambda s, c: c.chain([c.group([s("a", 1), s("b", 1)])]),
+    "chain(t)": lambda s, c: c.chain(s("a", 1)),
+    "chain(chord, t)": lambda s, c: c.chain(c.chord([s("b"), s("c")], s("d")), s("a")),
+    "chain(chord, g, t)": lambda s, c: c.chain(c.chord([s("b"), s("c")], s("d")), c.group([s("a"), s("b")]), s("c")),
+    "chain(chord, chord)": lambda s, c: c.chain(c.chord([s("b"), s("c")], s("d")), c.chord([s("a"), s("b")], s("c"))),
+    "chain(chain, chain)": lambda s, c: c.chain(s("a", 1) | s("b"), s("c") | s("d")),
+    "chain(chain+g, t)": lambda s, c: c.chain(s("a", 1) | c.group([s("b"), s("c")]), s("d")),
+    "chain(t, chain(g, t))": lambda s, c: c.chain(s("a", 1), c.chain(c.group([s("b"), s("c")]), s("d"))),
+    "skew": lambda s, c: c.group([s("a", i) for i in range(5)]).skew(1, 3, 0.5),
 }
 
 
@@ -85,19 +131,37 @@ def linked(s: Any) -> Any:
     return call
 
 
+# On the wire these are calls of tasks as any others.
+MAPS = {
+    "map": lambda s, c: c.xmap(s("a"), [1, 2]),
+    "starmap": lambda s, c: c.xstarmap(s("a"), [(1, 2), (3, 4)]),
+    "map | t": lambda s, c: c.xmap(s("a"), [1, 2]) | s("b"),
+    "t | map": lambda s, c: s("b") | c.xmap(s("a"), [1, 2]),
+    "g(map)": lambda s, c: c.group([c.xmap(s("a"), [1, 2]), s("b")]),
+}
+ALL = CANVASES | MAPS
+
+
+def chain_with_links(s: Any) -> Any:
+    chain = s("a", 1) | s("b")
+    chain.link(s("c"))
+    chain.link_error(s("d"))
+    return chain
+
+
 def through_json(call: Any) -> Any:
     return json.loads(json.dumps(call))
 
 
-@pytest.mark.parametrize("name", CANVASES)
+@pytest.mark.parametrize("name", ALL)
 def test_both_make_the_same_dict(name, their):
     # Given the same canvas, written for Celery and for us / Then what travels is the same
-    assert through_json(CANVASES[name](our, canvas)) == through_json(CANVASES[name](their, celery.canvas))
+    assert through_json(ALL[name](our, canvas)) == through_json(ALL[name](their, celery.canvas))
 
 
-@pytest.mark.parametrize("name", CANVASES)
+@pytest.mark.parametrize("name", ALL)
 def test_both_show_the_same_text(name, their):
-    assert repr(CANVASES[name](our, canvas)) == repr(CANVASES[name](their, celery.canvas))
+    assert repr(ALL[name](our, canvas)) == repr(ALL[name](their, celery.canvas))
 
 
 @pytest.mark.parametrize("name", CANVASES)
@@ -120,6 +184,71 @@ def test_we_read_celerys(name, their):
     assert type(read) is type(expected)
     assert repr(read) == repr(expected)
     assert through_json(read) == plain
+
+
+def stamped(canvas_: Any, *args: Any, **stamps: Any) -> Any:
+    canvas_.stamp(*args, **stamps)
+    return canvas_
+
+
+def visitor(c: Any) -> Any:
+    """A visitor that marks each part of a canvas in another way."""
+
+    class Visitor(c.StampingVisitor):
+        seen = 0
+
+        def on_signature(self, sig: Any, **headers: Any) -> dict[str, Any]:
+            self.seen += 1
+            return {"place": f"no. {self.seen}", "unnamed": 1, "stamped_headers": ["place"]}
+
+        def on_group_start(self, group: Any, **headers: Any) -> dict[str, Any]:
+            return {"in_group": len(group.tasks)}
+
+        def on_chain_start(self, chain: Any, **headers: Any) -> dict[str, Any]:
+            return {"in_chain": len(chain.tasks)}
+
+        def on_callback(self, callback: Any, **headers: Any) -> dict[str, Any]:
+            return {"callback": True}
+
+        def on_errback(self, errback: Any, **headers: Any) -> dict[str, Any]:
+            return {"errback": True}
+
+    return Visitor()
+
+
+STAMPED = {
+    "once": lambda s, c: stamped(s("a", 1), stamp="x"),
+    "twice": lambda s, c: stamped(stamped(s("a", 1), stamp="x"), stamp="y", more=1),
+    "both kept": lambda s, c: stamped(stamped(s("a", 1), stamp="x"), append_stamps=True, stamp="y", more=1),
+    "lists and dicts": lambda s, c: stamped(stamped(s("a"), x=[1], y={"a": 1}), x=[2], y={"b": 2}),
+    "links": lambda s, c: stamped(linked(s), stamp="x"),
+    "a chain": lambda s, c: stamped(s("a", 1) | s("b"), stamp="x"),
+    "a group": lambda s, c: stamped(c.group([s("a", 1), s("b")]), stamp="x"),
+    "visited": lambda s, c: stamped(s("a", 1), visitor(c)),
+    "a visited chain": lambda s, c: stamped(s("a", 1) | s("b"), visitor(c), own="stamp"),
+    "a visited group": lambda s, c: stamped(c.group([s("a", 1), s("b")]), visitor(c)),
+    "visited links": lambda s, c: stamped(linked(s), visitor(c)),
+    "links visited twice": lambda s, c: stamped(stamped(linked(s), visitor(c)), visitor(c), own="stamp"),
+    "all kept": lambda s, c: stamped(stamped(linked(s), visitor(c)), visitor(c), append_stamps=True, place="q"),
+    "deep": lambda s, c: stamped(s("a", 1) | c.group([s("b") | s("c"), s("d")]), visitor(c)),
+}
+
+
+@pytest.mark.parametrize("name", STAMPED)
+def test_stamps_are_put_together_alike(name, their):
+    ours, theirs = STAMPED[name](our, canvas), STAMPED[name](their, celery.canvas)
+    assert with_sorted_names(through_json(ours)) == with_sorted_names(through_json(theirs))
+
+
+def with_sorted_names(plain: Any) -> Any:
+    """A canvas whose stamps are named in order: Celery gives them in that of a set."""
+    if isinstance(plain, list):
+        return [with_sorted_names(item) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    return {
+        key: sorted(value) if key == "stamped_headers" else with_sorted_names(value) for key, value in plain.items()
+    }
 
 
 FROZEN = ["a chain", "a chain of chains", "a chain into a group", "a group", "a group of chains"]

@@ -54,8 +54,8 @@ class WatchedBackend(MemoryBackend):
         if task_id not in self.expected:
             self.expected.append(task_id)
 
-    def forget(self, task_id: str) -> None:
-        super().forget(task_id)
+    def unexpect(self, task_id: str) -> None:
+        super().unexpect(task_id)
         if task_id in self.expected:
             self.expected.remove(task_id)
 
@@ -64,6 +64,7 @@ class MemoryApp:
     """Keeps the `Sender` protocol. `run` plays the workers until nothing is left."""
 
     is_eager = False
+    current_worker_task = None
 
     def __init__(self) -> None:
         self.backend = WatchedBackend()
