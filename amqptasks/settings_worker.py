@@ -108,7 +108,12 @@ STORES: Final = (
         "Create the tables when a worker starts; False: with the first result.",
     ),
     _S("mongodb_backend_settings", table.or_none(), None, "Database, collections and client options."),
-    _S("cache_backend", text().or_none(), None, "memcached or memory, if `result_backend` is 'cache'.", "later"),
+    _S(
+        "cache_backend",
+        text().or_none(),
+        None,
+        "Django's name of a cache, if `result_backend` is 'django-cache'; memcached or memory, if it is 'cache'.",
+    ),
     _S("cache_backend_options", table, {}, "Options of the memcached client.", "later"),
 )
 

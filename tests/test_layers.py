@@ -19,7 +19,7 @@ PACKAGE = "amqptasks"
 #: Lowest floor first. A name stands for the module `amqptasks/<name>.py` or for everything in the folder `<name>/`;
 #: "settings" for `settings_<something>.py` too. Rooms of one floor do not know each other, except on the lowest.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_version", "exceptions", "entities", "states", "clock", "signals", "logs", "urls", "schedules"),
+    ("_version", "exceptions", "entities", "states", "clock", "signals", "logs", "urls", "schedules", "contrib"),
     ("settings", "wire"),
     ("broker",),
     ("events",),
@@ -47,7 +47,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "sqlalchemy": ("results",),
     "pymongo": ("results",),
     "pymemcache": ("results",),
-    "django": ("results", "app"),
+    "django": ("results", "app", "contrib"),
     "ephem": ("schedules",),
     "pydantic": ("app",),
     "tornado": ("monitor",),

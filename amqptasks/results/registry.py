@@ -35,6 +35,8 @@ _BUILT_IN: Final[Mapping[str, str]] = {
     "cache": "amqptasks.results.memory:from_app",
     "db": "amqptasks.results.database:from_app",
     "database": "amqptasks.results.database:from_app",
+    "django-cache": "amqptasks.results.django_cache:from_app",
+    "django-db": "amqptasks.results.django_db:from_app",
     "file": "amqptasks.results.files:from_app",
     "filesystem": "amqptasks.results.files:from_app",
     "mongodb": "amqptasks.results.mongodb:from_app",

@@ -6,6 +6,7 @@ A new backend needs one line in `SUBJECTS`: a name, and a context manager that m
 
 from __future__ import annotations
 
+import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -140,6 +141,23 @@ SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Sub
     "sqlite": sqlite,
     "sqlite-portable": lambda request: sqlite(request, upsert=False),
 }
+
+
+@contextmanager
+def of_django(name: str) -> Iterator[Subject]:
+    """Results in a Django project."""
+    from tests.django_subjects import BACKENDS, made_by
+
+    with made_by(*BACKENDS[name]) as (backend, make):
+        yield Subject(backend, backend.store, make)
+
+
+if os.environ.get("AMQPTASKS_TEST_DJANGO"):
+    # In a process of their own: `test_django_backends.py`.
+    SUBJECTS = {
+        name: lambda _request, name=name: of_django(name)  # type: ignore[misc]
+        for name in ("django-cache-db", "django-db-postgresql", "django-db-sqlite")
+    }
 
 
 @pytest.fixture(params=sorted(SUBJECTS))

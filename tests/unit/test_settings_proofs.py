@@ -137,6 +137,7 @@ PROOFS = {
     "result_backend_max_sleep_between_retries_ms": f"{_UNIT}test_waits_for_a_store_are_by_setting",
     "override_backends": "unit/results/test_registry.py::test_names_can_be_overridden_and_added",
     # Result stores
+    "cache_backend": "integration/test_django_results.py::test_a_cache_keeps_results_for_any_process",
     "mongodb_backend_settings": "integration/test_mongodb_store.py::test_database_and_collections_can_have_other_names",
     "redis_host": f"{_REDIS}test_the_settings_name_the_server_where_the_url_does_not",
     "redis_port": f"{_REDIS}test_the_settings_name_the_server_where_the_url_does_not",

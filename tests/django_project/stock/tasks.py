@@ -1,6 +1,6 @@
 import os
 
-from django.db import connection
+from django.db import connection, transaction
 from django.db.backends.signals import connection_created
 from django.db.models import F
 from django.dispatch import receiver
@@ -50,3 +50,16 @@ def queries():
     """Count the queries that Django remembers, this task's own among them."""
     Book.objects.count()
     return len([each for each in connection.queries if "COUNT" in each["sql"]])
+
+
+@shared_task(bind=True)
+def report(self, gate, fails):
+    """Report from within a transaction, stay in it until somebody opens the gate, and undo it if asked to."""
+    with transaction.atomic():
+        Book.objects.create(title="reported")
+        self.update_state(state="PROGRESS", meta={"done": 1})
+        with open(gate) as opened:
+            opened.read()
+        if fails:
+            raise ValueError("undone")
+    return "all"

@@ -1,0 +1,1 @@
+"""What amqptasks brings for other frameworks, to be used from theirs."""
