@@ -90,6 +90,7 @@ def make_backend(setting: Any, app: BackendApp) -> ResultBackend:
     factory = _factory(name, setting, app.conf) if name else setting
     if not callable(factory):
         raise ImproperlyConfigured(f"expected a result backend, its class or its URL, got: {factory!r:.80}")
+    _check(factory, url, app)
     backend = factory(url, app)
     if not isinstance(backend, ResultBackend):
         raise ImproperlyConfigured(
@@ -101,6 +102,35 @@ def make_backend(setting: Any, app: BackendApp) -> ResultBackend:
     if app.conf.result_failure_expires is not None and not backend.expires_failures:
         logger.warning("result_failure_expires has no effect on the result backend %s", backend.as_uri())
     return backend
+
+
+def _check(factory: Any, url: str, app: BackendApp) -> None:
+    """Refuse what can be seen to make no backend, before it is called."""
+    if not isinstance(factory, type) and getattr(factory, "__module__", "").startswith("amqptasks."):
+        # Ours: nothing more need be imported to know that.
+        return
+    import inspect
+
+    name = f"{factory.__module__}:{factory.__qualname__}" if isinstance(factory, type) else repr(factory)
+    if isinstance(factory, type) and not issubclass(factory, ResultBackend):
+        theirs = any(each.__module__.startswith("celery.") for each in factory.__mro__)
+        hint = "; Celery's backends speak to Celery's app, and cannot be used here" if theirs else ""
+        raise ImproperlyConfigured(
+            f"expected the result backend {name} to be a subclass of amqptasks.results.backend.ResultBackend{hint}"
+        )
+    missing = sorted(getattr(factory, "__abstractmethods__", ()))
+    if missing:
+        raise ImproperlyConfigured(f"the result backend {name} lacks {', '.join(missing)}")
+    try:
+        inspect.signature(factory).bind(url, app)
+    except TypeError as error:
+        raise ImproperlyConfigured(
+            f"expected the result backend {name} to be made with its URL and the app, as {name.rpartition(':')[2]}"
+            f"(url, app): {error}"
+        ) from error
+    except ValueError:
+        # Of some things written in C nobody can say.
+        return
 
 
 def _parts(setting: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.backends.filesystem import FilesystemBackend
 
 from amqptasks.app.app import App
 from amqptasks.exceptions import ImproperlyConfigured
@@ -28,6 +29,21 @@ class Own(MemoryBackend):
         super().__init__()
         self.url = url
         self.app = app
+
+
+class Unwilling(MemoryBackend):
+    """One that takes what Celery's take."""
+
+    def __init__(self, app: Any = None, *, url: str = "") -> None:
+        super().__init__()
+
+
+class CelerysOwn(FilesystemBackend):  # type: ignore[misc]
+    """A user's own backend for Celery."""
+
+
+class Nothing:
+    """Something else."""
 
 
 def not_a_backend(url: str, app: Any) -> dict[str, Any]:
@@ -148,6 +164,10 @@ def test_a_backend_that_is_installed_is_found(backend: Any, installed: None) -> 
         ),
         ("amqptasks.results.memory:Missing", "got: 'amqptasks.results.memory:Missing'"),
         (f"{__name__}:not_a_backend", "to be a subclass of amqptasks.results.backend.ResultBackend, got: dict"),
+        (f"{__name__}:Nothing", "to be a subclass of amqptasks.results.backend.ResultBackend"),
+        (f"{__name__}:CelerysOwn", "Celery's backends speak to Celery's app, and cannot be used here"),
+        (f"{__name__}:Unwilling", "to be made with its URL and the app, as Unwilling(url, app): too many positional"),
+        ("amqptasks.results.polled:StoreBackend+x://", "lacks as_uri, may_pass, open"),
         ("cache+memcached://host", "expected the result backend cache+memory://, got: cache+memcached://host"),
         ("db+sqlite://", "a database in memory, which no other process sees: name a file"),
         ("db+sqlite:///:memory:", "a database in memory"),
