@@ -77,17 +77,20 @@ class ChordSettlement:
         def counted(count: int | None) -> None:
             # One message more than parts: the manifest. One that comes again makes the count too large, never too
             # small; then who joins finds that something is missing, and leaves it to the next.
-            if count is None or (part.size and count <= part.size) or self._poked.get(collector) == count:
-                # In the last case who joins is called already, and finds this part's end too.
+            if count is not None and (not part.size or count > part.size) and self._is_news(collector, count):
+                self._poke(collector, done)
+            else:
                 done(None)
-                return
-            self._poked.pop(collector, None)
-            self._poked[collector] = count
-            if len(self._poked) > MAX_REMEMBERED:
-                del self._poked[next(iter(self._poked))]
-            self._poke(collector, done)
 
         self._channel.send(Outgoing(part.message, (), on_done))
+
+    def _is_news(self, collector: str, count: int) -> bool:
+        """Whether nobody was called yet to join what this is the number of. If somebody was, he finds it all."""
+        before = self._poked.pop(collector, None)
+        self._poked[collector] = count
+        if len(self._poked) > MAX_REMEMBERED:
+            del self._poked[next(iter(self._poked))]
+        return before != count
 
     def _poke(self, collector: str, done: Done) -> None:
         waiting = self._poking.get(collector)

@@ -409,10 +409,14 @@ class Deliveries:
         context = context_of(request)
         if not request.id:
             return ()
-        if request.task is not None:
-            if not self._add_body(context, request) and request.delivery.properties.content_type == SIGNED_TYPE:
-                # It was not signed by anybody trusted, or not for this: an answer would be in our name.
-                return ()
+        is_read = self._add_body(context, request)
+        if not is_read and request.delivery.properties.content_type == SIGNED_TYPE:
+            # It was not signed by anybody trusted, or not for this: an answer would be in our name.
+            return ()
+        if request.task is None:
+            # As in Celery.
+            context.errbacks = None
+        else:
             if isinstance(error, TimeLimitExceeded):
                 tell_timeout(request.task, context, error)
             elif isinstance(error, WorkerLostError) and signals.task_failure:
@@ -422,7 +426,8 @@ class Deliveries:
                 )  # fmt: skip
         store = wants_result(self._app, request.task, context, state)
         try:
-            return self._follow_ups.failure(context, error, None, state=state, store=store)
+            follow_ups = self._follow_ups.failure(context, error, None, state=state, store=store)
+            return follow_ups if is_read else follow_ups + self._follow_ups.unreadable_part(context, error)
         except AmqptasksError as trouble:
             logger.error("The failure of task %s cannot be told: %s", printable(request.id, 64), trouble)
             return ()

@@ -266,10 +266,7 @@ class Executor:
         except AmqptasksError as trouble:
             # The message goes to the dead letters all the same.
             logger.error("The failure of task %.64r cannot be told: %s", task_id, trouble)
-        if request.group:
-            from amqptasks.worker.parts import unreadable
-
-            follow_ups += unreadable(self.app, request, error)
+        follow_ups += self._follow_ups.unreadable_part(request, error)
         return Outcome(UNREADABLE, 0.0, follow_ups, reason=f"{type(error).__name__}: {error}")
 
     def _unstored(self, request: Context, error: AmqptasksError) -> Outcome:

@@ -26,6 +26,9 @@ from amqptasks.worker.outcome import FollowUp, Keep, Next, made
 
 logger = logging.getLogger(__name__)
 
+#: Canvases in canvases are looked through this deep.
+MAX_DEPTH = 100
+
 
 class FollowUps:
     """Makes follow-ups for one app. Safe from any thread.
@@ -153,12 +156,30 @@ class FollowUps:
 
         return failed(self._app, request, error, traceback)
 
-    def _fail_element(
-        self, element: Any, request: Context, plain: Mapping[str, Any], traceback: str | None, state: str
-    ) -> tuple[Next, ...]:
-        options = element.get("options") if isinstance(element, Mapping) else None
-        if not isinstance(options, Mapping):
+    def unreadable_part(self, request: Context, error: BaseException) -> tuple[Next, ...]:
+        """Tell the chord whose part a message may have been that cannot be read."""
+        if not request.group:
             return ()
+        from amqptasks.worker.parts import unreadable
+
+        return unreadable(self._app, request, error)
+
+    def _fail_element(
+        self, element: Any, request: Context, plain: Mapping[str, Any], traceback: str | None, state: str,
+        depth: int = MAX_DEPTH,
+    ) -> tuple[Next, ...]:  # fmt: skip
+        options = element.get("options") if isinstance(element, Mapping) else None
+        if not isinstance(options, Mapping) or depth <= 0:
+            return ()
+        kwargs, kind = element.get("kwargs"), element.get("subtask_type")
+        if kind in ("chain", "group", "chord") and isinstance(kwargs, Mapping):
+            # The ids are those of what it consists of.
+            inner = [kwargs.get("body")] if kind == "chord" else []
+            tasks = kwargs.get("header" if kind == "chord" else "tasks")
+            inner += tasks if isinstance(tasks, (list, tuple)) else []
+            return tuple(
+                each for one in inner for each in self._fail_element(one, request, plain, traceback, state, depth - 1)
+            )
         task_id, reply_to = options.get("task_id"), options.get("reply_to") or request.reply_to
         if not isinstance(task_id, str) or not isinstance(reply_to, (str, type(None))):
             return ()

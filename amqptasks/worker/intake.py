@@ -189,7 +189,7 @@ def context_of(request: Request) -> Context:
         id=request.id, task=request.task_name, reply_to=properties.reply_to, correlation_id=properties.correlation_id,
         called_directly=False,
     )  # fmt: skip
-    for key in ("group", "root_id", "parent_id", "retries", "argsrepr", "kwargsrepr", "shadow"):
+    for key in ("group", "group_index", "root_id", "parent_id", "retries", "argsrepr", "kwargsrepr", "shadow"):
         if headers.get(key) is not None:
             context.update({key: headers[key]})
     if headers.get("ignore_result") is not None:

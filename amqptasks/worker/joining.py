@@ -31,13 +31,20 @@ __all__ = ["join"]
 
 logger = logging.getLogger(__name__)
 
-#: Somebody else is reading: ask again this much later, seconds.
+#: Somebody else is reading, or the broker was of no help: ask again this much later, then after twice that, and so on.
+#: Seconds.
 BUSY_S: Final = 0.5
 #: A chord that is not complete is looked at again after a minute, then after twice that, and so on. Seconds.
 FIRST_SWEEP_S: Final = 60.0
 LONGEST_SWEEP_S: Final = 3600.0
+#: A poke that cannot be followed so often leaves the chord to the sweep.
+MAX_POKES: Final = 10
 #: A collector without a manifest is swept so often: then there is nothing that could be done about it.
 SWEEPS_WITHOUT_MANIFEST: Final = 3
+#: Nothing is swept more often than this: seven months.
+MAX_SWEEPS: Final = 5000
+#: Looks at one collector in a row, if more parts come in each time.
+MAX_LOOKS: Final = 50
 
 OVER, LOCKED, INCOMPLETE = "over", "locked", "incomplete"
 
@@ -52,19 +59,45 @@ def join(task: Any, collector: Any, is_sweep: bool) -> None:
     if not is_collector(collector):
         logger.error("A call of %s names no collector of a chord: %s", task.name, printable(repr(collector), 80))
         return
-    with CollectorSession(task.app.endpoints("chord joiner")) as session:
-        joiner = Joiner(task.app, session, collector, task.request.hostname or "")
-        try:
+    retries: int = task.request.retries
+    joiner: Joiner | None = None
+    try:
+        with CollectorSession(task.app.endpoints("chord joiner")) as session:
+            joiner = Joiner(task.app, session, collector, task.request.hostname or "")
             state = joiner.join()
-        except AmqptasksError as error:
-            logger.warning("Chord %s is not joined yet: %s", collector, error)
-            state = LOCKED
-    if state == LOCKED:
-        raise task.retry(countdown=BUSY_S if not is_sweep else FIRST_SWEEP_S, max_retries=None)
-    if state == INCOMPLETE and is_sweep:
-        wait_s = joiner.next_sweep_s(task.request.retries)
-        if wait_s is not None:
-            raise task.retry(countdown=wait_s, max_retries=None)
+    except AmqptasksError as error:
+        logger.warning("Chord %s is not joined yet: %s", collector, error)
+        state = LOCKED
+    except Exception:
+        # A mistake of ours, or of a backend's: the sweep must outlive it.
+        logger.exception("Chord %s cannot be joined", collector)
+        state = LOCKED
+    wait_s: float | None = None
+    if is_sweep and state != OVER:
+        manifest = None if joiner is None else joiner.manifest
+        wait_s = next_sweep_s(retries, manifest, state == LOCKED, time.time())
+        if wait_s is None:
+            logger.error("Chord %s is left alone: it has no manifest that can be read here", collector)
+    elif state == LOCKED and retries < MAX_POKES:
+        wait_s = BUSY_S * 2.0 ** min(retries, 5)
+    if wait_s is not None:
+        raise task.retry(countdown=wait_s, max_retries=None)
+
+
+def next_sweep_s(sweeps: int, manifest: Manifest | None, was_locked: bool, now: float) -> float | None:
+    """Return how long to wait with the next look at a chord, in seconds; None for ever.
+
+    Args:
+        sweeps: How many looks there were before this one.
+        was_locked: This one saw nothing.
+        now: Seconds since 1970.
+    """
+    if sweeps >= MAX_SWEEPS or (manifest is None and not was_locked and sweeps >= SWEEPS_WITHOUT_MANIFEST):
+        return None
+    wait_s = min(FIRST_SWEEP_S * 2.0 ** min(sweeps, 10), LONGEST_SWEEP_S)
+    if manifest is None:
+        return wait_s
+    return max(0.05, min(wait_s, manifest.until - now + 0.05))
 
 
 class Joiner:
@@ -82,7 +115,7 @@ class Joiner:
     def join(self) -> str:
         """Do it if everything is there; returns how it ended."""
         seen = -1
-        while True:
+        for _ in range(MAX_LOOKS):
             # Looked at again after everything was given back: either who ends a part sees the full number, or we do.
             counts = self._session.counts(self._collector)
             if counts is None:
@@ -99,6 +132,7 @@ class Joiner:
                 self._finish()
                 return OVER
             self._session.give_back()
+        return self._incomplete()
 
     def _incomplete(self) -> str:
         if not self._gathered.is_overdue(time.time()):
@@ -106,16 +140,10 @@ class Joiner:
         self._finish()
         return OVER
 
-    def next_sweep_s(self, sweeps: int) -> float | None:
-        """Return when to look again after so many times, in seconds; None for never."""
-        manifest = self._gathered.manifest
-        if manifest is None:
-            if sweeps >= SWEEPS_WITHOUT_MANIFEST:
-                logger.error("Chord %s has no manifest that can be read here; it is left alone", self._collector)
-                return None
-            return FIRST_SWEEP_S
-        wait_s = min(FIRST_SWEEP_S * 2.0 ** min(sweeps + 1, 10), LONGEST_SWEEP_S)
-        return max(0.05, min(wait_s, manifest.until - time.time() + 0.05))
+    @property
+    def manifest(self) -> Manifest | None:
+        """The chord's manifest, if it was found."""
+        return self._gathered.manifest
 
     def _take(self, properties: Any, body: bytes) -> None:
         try:

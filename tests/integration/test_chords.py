@@ -11,7 +11,7 @@ from amqptasks.exceptions import ChordError
 from tests.running import Workshop
 
 SOURCE = """
-    app.conf.task_queue_prefix = QUEUE
+    app.conf.task_queue_prefix = "chords"
 
     @app.task
     def add(x, y):

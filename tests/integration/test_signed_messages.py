@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from amqptasks import chord
 from amqptasks.exceptions import DecodeError, TimeoutError
 from amqptasks.wire import binding, serializers, signed
 from amqptasks.wire.binding import Policy, policy
+from amqptasks.wire.chord import collector_name
 from tests.running import Found, Workshop
 from tests.signers import Identity, identity, store
 from tests.support import eventually
@@ -36,6 +38,10 @@ app.setup_security()
 def add(x, y=0):
     note(f"add {x}")
     return x + y
+
+@app.task
+def total(values):
+    return sum(values)
 
 @app.task
 def pay(amount):
@@ -74,6 +80,20 @@ def shop(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterator[
 
 
 # ---- what passes
+
+
+def test_what_a_chord_says_is_signed(shop: Workshop) -> None:
+    # Given a chord that is under way
+    total, add = shop.tasks.total, shop.tasks.add
+    result = chord([add.s(1, 1), add.s(2, 2).set(countdown=1)], total.s())()
+    collector = collector_name("amqptasks", result.parent.id)
+    eventually(lambda: shop.waiting(collector) == 2, 20.0)
+    # When somebody puts an end of the other part into its collector that is not signed
+    end = {"v": 1, "chord": collector, "index": 1, "task_id": "x", "result": 1000}
+    for content_type in ("application/json", "application/data"):
+        shop.publish(json.dumps(end).encode(), {}, queue=collector, content_type=content_type, content_encoding="utf-8")
+    # Then it does not count: the body gets what the parts have returned
+    assert result.get(timeout=20) == 6
 
 
 def test_calls_and_answers_are_signed(shop: Workshop) -> None:
