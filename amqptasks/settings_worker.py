@@ -112,9 +112,10 @@ STORES: Final = (
         "cache_backend",
         text().or_none(),
         None,
-        "Django's name of a cache, if `result_backend` is 'django-cache'; memcached or memory, if it is 'cache'.",
+        "Django's name of a cache, if `result_backend` is 'django-cache'; 'memcached://…' or 'memory://', if it is "
+        "'cache'.",
     ),
-    _S("cache_backend_options", table, {}, "Options of the memcached client.", "later"),
+    _S("cache_backend_options", table, {}, "Options of pymemcache's clients."),
 )
 
 WORKER: Final = (

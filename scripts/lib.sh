@@ -108,6 +108,19 @@ ensure_redis() {
   have_redis || [ "${CI:-}" != true ] || fail "CI tests the Redis store, and there is no Redis"
 }
 
+have_memcached() { "$ROOT/scripts/memcached" where >/dev/null 2>&1; }
+
+# A memcached to run, likewise.
+ensure_memcached() {
+  have_memcached && return
+  if ! may_install; then
+    say "no memcached on this machine, and none can be installed without being root"
+  elif ! apt_install_idle memcached; then
+    say "apt-get could not install memcached"
+  fi
+  have_memcached || [ "${CI:-}" != true ] || fail "CI tests the memcached store, and there is no memcached"
+}
+
 # Install a server's package without the server that it would start at once: a private one is all that is wanted here.
 apt_install_idle() {
   local policy=/usr/sbin/policy-rc.d ours= status=0

@@ -6,6 +6,8 @@ Environment:
     AMQPTASKS_TEST_POSTGRES_URL a PostgreSQL to use; without it the first test that needs one starts a private server
     AMQPTASKS_TEST_MONGODB_URL  a MongoDB to use; without it the tests that need one use a stand-in over mongomock
     AMQPTASKS_TEST_REDIS_URL    a Redis to use; without it the first test that needs one starts a private server
+    AMQPTASKS_TEST_MEMCACHED_URL
+                                a memcached to use, cache+memcached://…; without it the same
     AMQPTASKS_TEST_SEED         the seed of the order, to repeat a run; generated examples are then always the same
 """
 
@@ -26,7 +28,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from hypothesis import settings
 
-from tests.support import ROOT, PrivateBroker, PrivateDatabase, PrivateRedis, PrivateServer, Project, WorkerProcess
+from tests.support import (
+    ROOT,
+    PrivateBroker,
+    PrivateDatabase,
+    PrivateMemcached,
+    PrivateRedis,
+    PrivateServer,
+    Project,
+    WorkerProcess,
+)
 
 Server = TypeVar("Server", bound=PrivateServer)
 
@@ -150,6 +161,18 @@ def redis_url() -> Iterator[str]:
 def own_redis() -> Iterator[PrivateRedis]:
     """A Redis for this test alone, running, to be stopped and killed at will. Skipped where there is none."""
     yield from own_server(PrivateRedis)
+
+
+@pytest.fixture(scope="session")
+def memcached_url() -> Iterator[str]:
+    """The URL of a memcached that runs. Without one on this machine the test is skipped, and in CI it fails."""
+    yield from server_url("AMQPTASKS_TEST_MEMCACHED_URL", PrivateMemcached)
+
+
+@pytest.fixture
+def own_memcached() -> Iterator[PrivateMemcached]:
+    """A memcached for this test alone, running, to be stopped and killed at will. Skipped where there is none."""
+    yield from own_server(PrivateMemcached)
 
 
 def server_url(variable: str, kind: type[PrivateServer]) -> Iterator[str]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 ROOT = Path(__file__).resolve().parent.parent
 READY = re.compile(r"\bready\.\s*$", re.MULTILINE)
@@ -42,6 +42,30 @@ def eventually(assertion: Callable[[], T], within_s: float = 10.0, every_s: floa
         if time.monotonic() >= deadline:
             raise AssertionError(f"not so within {within_s} s: {problem}") from problem
         threading.Event().wait(every_s)
+
+
+def in_thread(function: Callable[[], T], within_s: float = 30.0) -> Callable[[], T]:
+    """Start a thread; the function returned joins it and gives what it returned or raised."""
+    outcome: list[tuple[Any, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((function(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def join() -> T:
+        thread.join(within_s)
+        assert not thread.is_alive(), "it still waits"
+        value, error = outcome[0]
+        if error is not None:
+            raise error
+        return cast(T, value)
+
+    return join
 
 
 class PrivateServer:
@@ -147,6 +171,12 @@ class PrivateRedis(PrivateServer):
     def cli(self, *arguments: str) -> str:
         """Run redis-cli on it and return what it printed."""
         return self._script("cli", *arguments)
+
+
+class PrivateMemcached(PrivateServer):
+    """A memcached. Its URL begins with cache+."""
+
+    script = ROOT / "scripts" / "memcached"
 
 
 class Project:

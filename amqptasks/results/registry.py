@@ -32,7 +32,7 @@ ENTRY_POINTS: Final = "amqptasks.result_backends"
 _BUILT_IN: Final[Mapping[str, str]] = {
     "rpc": "amqptasks.results.rpc:from_app",
     "memory": "amqptasks.results.memory:from_app",
-    "cache": "amqptasks.results.memory:from_app",
+    "cache": "amqptasks.results.memcached:from_app",
     "db": "amqptasks.results.database:from_app",
     "database": "amqptasks.results.database:from_app",
     "django-cache": "amqptasks.results.django_cache:from_app",

@@ -22,13 +22,14 @@ from amqptasks.exceptions import BackendError, TimeoutError
 from amqptasks.results.backend import NoResultBackend, ResultBackend
 from amqptasks.results.database import DatabaseBackend
 from amqptasks.results.files import FileBackend
+from amqptasks.results.memcached import MemcachedBackend
 from amqptasks.results.memory import MemoryBackend
 from amqptasks.results.mongodb import MongoBackend
 from amqptasks.results.record import ResultRecord
 from amqptasks.results.redis import RedisBackend
 from amqptasks.results.rpc import RpcBackend
 from amqptasks.wire.message import encode
-from tests.support import eventually
+from tests.support import eventually, in_thread
 
 # Long enough for the slowest broker, short enough for a person to wait for.
 PATIENCE_S = 20.0
@@ -129,8 +130,15 @@ def mongodb(request: pytest.FixtureRequest) -> Iterator[Subject]:
         each.close()
 
 
+def memcached(request: pytest.FixtureRequest) -> AbstractContextManager[Subject]:
+    """Results in a memcached."""
+    url = request.getfixturevalue("memcached_url").removeprefix("cache+")
+    return stored(lambda: MemcachedBackend(url))
+
+
 SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Subject]]] = {
     "file": files,
+    "memcached": memcached,
     "memory": memory,
     "mongodb": mongodb,
     "postgresql": postgresql,
@@ -183,30 +191,6 @@ def new(backend: ResultBackend) -> Callable[[], str]:
         return task_id
 
     return make
-
-
-def in_thread(function: Callable[[], Any]) -> Callable[[], Any]:
-    """Start a thread; the function returned joins it and gives what it returned or raised."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append((function(), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-
-    def join() -> Any:
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive(), "it still waits"
-        value, error = outcome[0]
-        if error is not None:
-            raise error
-        return value
-
-    return join
 
 
 def success(task_id: str, value: Any = 4) -> ResultRecord:

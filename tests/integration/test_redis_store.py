@@ -31,7 +31,7 @@ from amqptasks.results.redis import RedisBackend
 from amqptasks.results.retries import StoreRetries
 from tests.proxy import Proxy
 from tests.running import Workshop
-from tests.support import ROOT, PrivateRedis, eventually
+from tests.support import ROOT, PrivateRedis, eventually, in_thread
 
 PATIENCE_S = 30.0
 
@@ -73,30 +73,6 @@ def task_id() -> str:
     return str(uuid.uuid4())
 
 
-def waiting(function: Callable[[], Any]) -> Callable[[], Any]:
-    """Start a thread; the function returned joins it and gives what it returned or raised."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append((function(), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-
-    def join() -> Any:
-        thread.join(PATIENCE_S)
-        assert outcome, "it still waits"
-        value, error = outcome[0]
-        if error is not None:
-            raise error
-        return value
-
-    return join
-
-
 def followers(server: PrivateRedis, *ids: str) -> int:
     """How many connections follow these results, all together."""
     said = server.cli("PUBSUB", "NUMSUB", *(f"celery-task-meta-{each}" for each in ids)).split()
@@ -124,7 +100,7 @@ def test_who_waits_is_told_and_does_not_ask(server: PrivateRedis, store: Any, ta
     # Given somebody who waits
     backend = store(server.url)
     server.cli("CONFIG", "RESETSTAT")
-    result = waiting(lambda: backend.wait(task_id, PATIENCE_S).result)
+    result = in_thread(lambda: backend.wait(task_id, PATIENCE_S).result)
     eventually(lambda: followers(server, task_id) == 1)
     eventually(lambda: calls(server, "mget") == 1)
     # When the result is stored / Then it is there, and Redis was asked once, in the beginning
@@ -155,7 +131,7 @@ def test_all_who_wait_share_one_connection_which_ends_when_nobody_does(
     # Given a crowd of threads that wait, some of them for the same
     backend = store(server.url)
     ids = [str(uuid.uuid4()) for _ in range(40)]
-    joins = [waiting(lambda each=each: backend.wait(each, PATIENCE_S).result) for each in [*ids, *ids[:10]]]
+    joins = [in_thread(lambda each=each: backend.wait(each, PATIENCE_S).result) for each in [*ids, *ids[:10]]]
     eventually(lambda: followers(server, *ids) == 40, PATIENCE_S)
     # When Redis is asked / Then there is one connection for them all
     assert len(feeds(server)) == 1
@@ -167,7 +143,7 @@ def test_all_who_wait_share_one_connection_which_ends_when_nobody_does(
     eventually(lambda: not feeds(server), PATIENCE_S)
     eventually(lambda: not any(each.name == "amqptasks-redis-news" for each in threading.enumerate()), PATIENCE_S)
     # And then it all begins again
-    again = waiting(lambda: backend.wait("again" + ids[0], PATIENCE_S).result)
+    again = in_thread(lambda: backend.wait("again" + ids[0], PATIENCE_S).result)
     store(server.url).store(success("again" + ids[0], 2))
     assert again() == 2
 
@@ -180,7 +156,7 @@ def test_what_is_no_longer_waited_for_is_left_after_a_while(
     with pytest.raises(TimeoutError):
         backend.wait(task_id, 0.05)
     eventually(lambda: followers(server, task_id) == 1)
-    assert waiting(lambda: (backend.store(success(task_id, 3)), backend.wait(task_id, PATIENCE_S).result)[1])() == 3
+    assert in_thread(lambda: (backend.store(success(task_id, 3)), backend.wait(task_id, PATIENCE_S).result)[1])() == 3
     # And when nobody comes back for long, it is not
     monkeypatch.setattr(redis_news, "LINGER_S", 0.1)
     monkeypatch.setattr(redis_news, "TICK_S", 0.05)
@@ -226,11 +202,11 @@ def test_nothing_is_missed_while_connections_are_lost(server: PrivateRedis, stor
     backend, worker = store(server.url), store(server.url)
     for number in range(15):
         task_id = f"{uuid.uuid4()}-{number}"
-        result = waiting(lambda task_id=task_id: backend.wait(task_id, PATIENCE_S).result)
+        result = in_thread(lambda task_id=task_id: backend.wait(task_id, PATIENCE_S).result)
         if number % 3:
             eventually(lambda task_id=task_id: followers(server, task_id) == 1)
         # When the connection for news is lost just as the result comes / Then it is there all the same
-        lost = waiting(lambda: server.cli("CLIENT", "KILL", "TYPE", "pubsub"))
+        lost = in_thread(lambda: server.cli("CLIENT", "KILL", "TYPE", "pubsub"))
         worker.store(success(task_id, number))
         assert result() == number
         lost()
@@ -241,9 +217,11 @@ def test_a_wait_outlasts_a_redis_that_restarts(own_redis: PrivateRedis, store: A
     backend = store(own_redis.url)
     backend.store(success("other"))
     app = App("restarts", backend=own_redis.url, set_as_current=False)
-    joins = [waiting(lambda timeout_s=timeout_s: backend.wait("late", timeout_s).result) for timeout_s in (30.0, None)]
-    joins.append(waiting(lambda: backend.wait_any(["late", "later"], 30.0)[0].result))
-    joins.append(waiting(lambda: asyncio.run(app.AsyncResult("late").aget(timeout=30.0))))
+    joins = [
+        in_thread(lambda timeout_s=timeout_s: backend.wait("late", timeout_s).result) for timeout_s in (30.0, None)
+    ]
+    joins.append(in_thread(lambda: backend.wait_any(["late", "later"], 30.0)[0].result))
+    joins.append(in_thread(lambda: asyncio.run(app.AsyncResult("late").aget(timeout=30.0))))
     eventually(lambda: followers(own_redis, "late") == 2)
     # When Redis is killed, comes back, and the result is stored
     own_redis.kill()
@@ -292,7 +270,7 @@ def test_a_link_that_is_dead_without_a_word_is_replaced(
     with Proxy(server.url) as proxy:
         # Given somebody who waits over a link that goes silent
         backend = store(proxy.url, options={"defaults": {"socket_timeout": 0.5}})
-        result = waiting(lambda: backend.wait(task_id, PATIENCE_S).result)
+        result = in_thread(lambda: backend.wait(task_id, PATIENCE_S).result)
         eventually(lambda: followers(server, task_id) == 1)
         accepted = proxy.accepted
         # (Silence alone is no fault: Redis answers when it is asked.)
@@ -303,7 +281,7 @@ def test_a_link_that_is_dead_without_a_word_is_replaced(
         store(server.url).store(success(task_id, "over there"))
         # When somebody else gives it less time than that / Then it ends in time
         with pytest.raises(BackendError):
-            waiting(lambda: backend.wait(f"{task_id}-2", 2.0))()
+            in_thread(lambda: backend.wait(f"{task_id}-2", 2.0))()
         # And when new connections get through / Then the result is there
         proxy.heal()
         assert result() == "over there"
@@ -316,7 +294,7 @@ def test_what_redis_has_no_room_for_is_tried_again(
     backend = store(own_redis.url, retries=StoreRetries(max_ms=100))
     own_redis.cli("CONFIG", "SET", "maxmemory", "1")
     with caplog.at_level(logging.WARNING):
-        stored = waiting(lambda: backend.store(success(task_id, "small")))
+        stored = in_thread(lambda: backend.store(success(task_id, "small")))
         eventually(lambda: f"Cannot store the result of task {task_id} in redis://:***@" in caplog.text, PATIENCE_S)
         assert "trying again in" in caplog.text
     # When there is room again / Then it is stored
@@ -347,8 +325,8 @@ def test_a_value_that_cannot_be_read_is_an_error_and_can_be_replaced(
 
 def test_what_comes_unreadable_ends_the_wait(server: PrivateRedis, store: Any, task_id: str) -> None:
     backend = store(server.url)
-    result = waiting(lambda: backend.wait(task_id, None))
-    other = waiting(lambda: backend.wait(f"{task_id}-2", PATIENCE_S).result)
+    result = in_thread(lambda: backend.wait(task_id, None))
+    other = in_thread(lambda: backend.wait(f"{task_id}-2", PATIENCE_S).result)
     eventually(lambda: followers(server, task_id, f"{task_id}-2") == 2)
     server.cli("PUBLISH", f"celery-task-meta-{task_id}", "no json")
     with pytest.raises(BackendGetMetaError, match="cannot read results"):
@@ -384,7 +362,7 @@ def test_large_values_and_many_ids_go_through(server: PrivateRedis, store: Any) 
     backend.store(success(ids[-1]))
     backend.store(ResultRecord.now(ids[600], "STARTED"))
     assert {each.task_id for each in backend.wait_any(ids, PATIENCE_S)} == {ids[0], ids[-1]}
-    result = waiting(lambda: backend.wait(ids[1], PATIENCE_S).result)
+    result = in_thread(lambda: backend.wait(ids[1], PATIENCE_S).result)
     eventually(lambda: followers(server, ids[1]) == 1)
     store(server.url).store(success(ids[1], "y" * 5_000_000))
     assert len(result()) == 5_000_000
@@ -501,7 +479,7 @@ def test_a_task_is_acked_once_its_result_is_stored_and_not_before(
         result = shop.tasks.answer.delay(gate.name)
         gate.reached()
         assert result.state == "STARTED"
-        value = waiting(lambda: result.get(timeout=PATIENCE_S))
+        value = in_thread(lambda: result.get(timeout=PATIENCE_S))
         own_redis.kill()
         # When it ends, its result cannot be stored, and the worker says so and keeps the message
         gate.open()
@@ -522,7 +500,7 @@ def test_a_task_is_acked_once_its_result_is_stored_and_not_before(
         # And nothing was lost while Redis was restarted under load
         sent = [shop.tasks.add.delay(number, number) for number in range(60)]
         with contextlib.closing(shop.app):
-            restart = waiting(lambda: (own_redis.kill(), own_redis.start()))
+            restart = in_thread(lambda: (own_redis.kill(), own_redis.start()))
             assert [each.get(timeout=PATIENCE_S) for each in sent] == [2 * number for number in range(60)]
             restart()
         assert str(own_redis.url.split("@")[0].rpartition(":")[2]) not in worker.log

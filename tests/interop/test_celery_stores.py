@@ -9,18 +9,24 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import celery
+import pymemcache
 import pytest
 import redis
 from celery.app.task import Context
+from celery.backends.cache import CacheBackend
 from celery.result import GroupResult as TheirGroup
 
 from amqptasks.app.app import App
 from amqptasks.results.handles import AsyncResult, GroupResult
 from amqptasks.results.record import ResultRecord
 
-STORES = ("file", "mongodb", "redis")
+STORES = ("file", "mongodb", "redis", "memcached")
 #: Celery calls what the library would rather see called otherwise.
-pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning"),
+    # It reads there what it cannot write.
+    pytest.mark.filterwarnings("ignore:The CacheBackend result backend cannot store compressed:UserWarning"),
+]
 
 
 @pytest.fixture(params=STORES)
@@ -28,6 +34,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Any) -> str:
     """A store that nobody has used."""
     if request.param == "mongodb":
         return str(request.getfixturevalue("mongodb_url"))
+    if request.param == "memcached":
+        place = str(request.getfixturevalue("memcached_url"))
+        client = pymemcache.Client(place.partition("://")[2].rstrip("/"))
+        client.flush_all(noreply=False)
+        client.close()
+        return place
     if request.param == "redis":
         server = redis.Redis.from_url(request.getfixturevalue("redis_url"))
         server.flushdb()
@@ -72,6 +84,8 @@ def theirs(url: str) -> Iterator[Callable[..., Any]]:
         if consumer is not None:
             consumer.stop()
             app.backend.client.connection_pool.disconnect()
+        if isinstance(app.backend, CacheBackend):
+            app.backend.client.close()
 
 
 def request_of(app: Any, **fields: Any) -> Context:

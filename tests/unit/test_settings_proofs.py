@@ -139,6 +139,7 @@ PROOFS = {
     # Result stores
     "cache_backend": "integration/test_django_results.py::test_a_cache_keeps_results_for_any_process",
     "mongodb_backend_settings": "integration/test_mongodb_store.py::test_database_and_collections_can_have_other_names",
+    "cache_backend_options": "integration/test_memcached_store.py::test_options_go_to_the_client",
     "redis_host": f"{_REDIS}test_the_settings_name_the_server_where_the_url_does_not",
     "redis_port": f"{_REDIS}test_the_settings_name_the_server_where_the_url_does_not",
     "redis_db": f"{_REDIS}test_the_settings_name_the_server_where_the_url_does_not",

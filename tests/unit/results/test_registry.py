@@ -168,7 +168,7 @@ def test_a_backend_that_is_installed_is_found(backend: Any, installed: None) -> 
         (f"{__name__}:CelerysOwn", "Celery's backends speak to Celery's app, and cannot be used here"),
         (f"{__name__}:Unwilling", "to be made with its URL and the app, as Unwilling(url, app): too many positional"),
         ("amqptasks.results.polled:StoreBackend+x://", "lacks as_uri, may_pass, open"),
-        ("cache+memcached://host", "expected the result backend cache+memory://, got: cache+memcached://host"),
+        ("cache+couchbase://host", "cache+memory://, or one of the two in cache_backend, got: cache+couchbase://host"),
         ("db+sqlite://", "a database in memory, which no other process sees: name a file"),
         ("db+sqlite:///:memory:", "a database in memory"),
         ("db+sqlite", "unknown result backend 'db+sqlite': did you mean 'db'?"),
