@@ -147,9 +147,7 @@ def test_a_reader_makes_no_directory(place: Path, backend: Any) -> None:
 
 CROWD = """
     import sys
-    from amqptasks.results.files import FileBackend, Files
-from amqptasks.results.keyvalue import Keys
-from amqptasks.results.payload import Payloads
+    from amqptasks.results.files import FileBackend
     from amqptasks.results.record import ResultRecord
     store = FileBackend(sys.argv[1])
     for number in range(40):
@@ -337,3 +335,9 @@ def test_a_worker_stores_and_everybody_reads(tmp_path: Path, broker_url: str) ->
         assert running.get(timeout=20) == "all"
         running.forget()
         assert running.state == "PENDING"
+        # And the task of Celery's name cleans up
+        (tmp_path / "results" / "celery-task-meta-old").write_text("{}")
+        os.utime(tmp_path / "results" / "celery-task-meta-old", (LONG_AGO, LONG_AGO))
+        shop.app.tasks["celery.backend_cleanup"].delay().get(timeout=20)
+        assert not (tmp_path / "results" / "celery-task-meta-old").exists()
+        assert results[0].state == "SUCCESS"
