@@ -363,7 +363,10 @@ ROWS: dict[str, Callable[[], bool]] = {
     "`map`, `starmap`, `chunks`": lambda: hasattr(Task, "starmap"),
     "`self.replace()`, stamps": lambda: hasattr(Task, "replace") and hasattr(Signature, "stamp"),
     "Results in Redis": _results_in("redis://localhost"),
-    "Results in MongoDB, memcached, files": _results_in("cache+memcached://localhost"),
+    "Results in memcached": _results_in("cache+memcached://localhost"),
+    "Results in files, MongoDB, a Django project's database or cache, a store of one's own": lambda: all(
+        _results_in(url)() for url in ("file:///srv/results", "mongodb://localhost", "django-db", "django-cache")
+    ),
     "Events, Flower": _acts("worker_send_task_events"),
     "Remote control: `inspect`, `control`, `status`": _command("inspect", "control", "status"),
     "`multi`": _command("multi"),

@@ -7,11 +7,14 @@ A new backend needs one line in `SUBJECTS`: a name, and a context manager that m
 from __future__ import annotations
 
 import os
+import re
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -29,7 +32,7 @@ from amqptasks.results.record import ResultRecord
 from amqptasks.results.redis import RedisBackend
 from amqptasks.results.rpc import RpcBackend
 from amqptasks.wire.message import encode
-from tests.support import eventually, in_thread
+from tests.support import ROOT, eventually, in_thread
 
 # Long enough for the slowest broker, short enough for a person to wait for.
 PATIENCE_S = 20.0
@@ -136,11 +139,36 @@ def memcached(request: pytest.FixtureRequest) -> AbstractContextManager[Subject]
     return stored(lambda: MemcachedBackend(url))
 
 
+@contextmanager
+def own(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Results in the store that docs/guide.md shows how to write."""
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    source = next(
+        block for block in re.findall(r"^```python\n(.*?)^```$", guide, re.S | re.M) if "class OurStore" in block
+    )
+    name = f"guide_{uuid.uuid4().hex[:8]}"
+    module = sys.modules[name] = ModuleType(name)
+    exec(compile(source, "docs/guide.md", "exec"), module.__dict__)
+    made: list[App] = []
+
+    def make() -> ResultBackend:
+        url = f"{name}.OurStore+drawer://{request.getfixturevalue('tmp_path')}/drawer.db"
+        made.append(App("own", backend=url, set_as_current=False))
+        return made[-1].backend
+
+    backend = make()
+    yield Subject(backend, backend.store, make)
+    for each in made:
+        each.close()
+    del sys.modules[name]
+
+
 SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Subject]]] = {
     "file": files,
     "memcached": memcached,
     "memory": memory,
     "mongodb": mongodb,
+    "own": own,
     "postgresql": postgresql,
     # The statements for databases without an insert-or-update that is known.
     "postgresql-portable": lambda request: postgresql(request, upsert=False),
