@@ -152,7 +152,9 @@ def _address(sender: Sender, body: Any) -> list[Queue]:
     """
     queues: list[Queue] = []
     for call in beginning(body):
-        plan = sender.plan(call.task, call.args, call.kwargs, call.options)
+        mapped = getattr(call, "mapped", None)
+        options = call.options if mapped is None else {"route_name": mapped.task, **call.options}
+        plan = sender.plan(call.task, call.args, call.kwargs, options)
         call.options.update(_said_by(plan, call.options))
         queues.extend(queue for queue in plan.route.queues if not queue.no_declare and queue not in queues)
     return queues

@@ -35,6 +35,9 @@ SETTLE_S = 1.0
 #: Dramatiq stays at its own default throughout.
 PREFETCH = "64"
 
+#: The rows that need a worker and results by rpc.
+CALLING = ("call", "in-flight", "group", "chord", "chord-group")
+
 Results = dict[str, dict[str, float]]
 
 
@@ -165,6 +168,17 @@ class Bench:
                     self.note(f"call{suffix}", side.name, self.client(side, "call", 1_000, env)["ms"])
                 if self.wants(f"in-flight{suffix}"):
                     self.note(f"in-flight{suffix}", side.name, self.client(side, "in_flight", 2_000, env)["per_s"])
+                if not suffix:
+                    self.canvases(side, env)
+
+    def canvases(self, side: Side, env: dict[str, str]) -> None:
+        """The figures of groups and chords, with results by rpc."""
+        if self.wants("group"):
+            self.note("group", side.name, self.client(side, "group", 1_000, env)["ms"])
+        if self.wants("chord", "chord-group") and side is AMQPTASKS:
+            figures = self.client(side, "chord", 1_000, env)
+            self.note("chord", side.name, figures["ms"])
+            self.note("chord-group", side.name, figures["ratio"])
 
     def calling_over_redis(self, side: Side) -> None:
         """The same with results in a Redis of its own."""
@@ -263,7 +277,7 @@ class Bench:
             )  # fmt: skip
         self.attempt(f"{name}: sending", lambda: self.sending(side), "send-cpu", "send-wall", "bulk")
         if ours or side is CELERY:
-            self.attempt(f"{name}: calling", lambda: self.calling(side), "call", "in-flight")
+            self.attempt(f"{name}: calling", lambda: self.calling(side), *CALLING)
             self.attempt(
                 f"{name}: calling, results in Redis",
                 lambda: self.calling_over_redis(side),

@@ -69,7 +69,26 @@ def in_flight(side: Any, count: int) -> dict[str, float]:
     return {"per_s": count / elapsed_s}
 
 
-MEASUREMENTS = {each.__name__: each for each in (fill, send_cpu, send_wall, call, in_flight)}
+def group(side: Any, count: int) -> dict[str, float]:
+    """Wall time of a group and its answers."""
+    return {"ms": _wall(side, lambda: side.group(count))}
+
+
+def chord(side: Any, count: int) -> dict[str, float]:
+    """Wall time of a chord and its body's answer, and of a group as large, in turn."""
+    turns = [(_wall(side, lambda: side.chord(count)), _wall(side, lambda: side.group(count))) for _ in range(5)]
+    chord_ms, group_ms = (statistics.median(times) for times in zip(*turns, strict=True))
+    return {"ms": chord_ms, "ratio": chord_ms / group_ms}
+
+
+def _wall(side: Any, act: Any) -> float:
+    side.get(side.send(wanted=True))
+    started = time.perf_counter()
+    side.get(act())
+    return (time.perf_counter() - started) * 1e3
+
+
+MEASUREMENTS = {each.__name__: each for each in (fill, send_cpu, send_wall, call, in_flight, group, chord)}
 
 
 def main() -> None:

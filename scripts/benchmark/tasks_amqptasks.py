@@ -6,6 +6,8 @@ import os
 from typing import Any
 
 from amqptasks import App
+from amqptasks import chord as chords
+from amqptasks import group as groups
 
 app = App("bench", broker=os.environ["BENCH_URL"], backend=os.environ["BENCH_BACKEND"])
 app.conf.task_default_queue = os.environ["BENCH_QUEUE"]
@@ -18,6 +20,11 @@ if os.environ.get("BENCH_PREFETCH"):
 @app.task(name="noop")
 def noop() -> None:
     """Do nothing."""
+
+
+@app.task(name="accept")
+def accept(_values: list[None]) -> None:
+    """Do nothing with a list of results."""
 
 
 @app.task(name="silent", ignore_result=True)
@@ -34,6 +41,16 @@ def burst(count: int, *, wanted: bool = False) -> list[Any]:
     """Send many tasks as the system's users would, and be sure that they were sent."""
     with app.bulk():
         return [send(wanted=wanted) for _ in range(count)]
+
+
+def group(count: int) -> Any:
+    """Send a group."""
+    return groups(noop.s() for _ in range(count)).delay()
+
+
+def chord(count: int) -> Any:
+    """Send a chord whose body does nothing."""
+    return chords(noop.s() for _ in range(count))(accept.s())
 
 
 def get(result: Any) -> Any:

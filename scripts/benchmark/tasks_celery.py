@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from celery import Celery
+from celery import group as groups
 
 app = Celery("bench", broker=os.environ["BENCH_URL"].replace("%2F", "/"), backend=os.environ["BENCH_BACKEND"])
 app.conf.task_default_queue = os.environ["BENCH_QUEUE"]
@@ -31,6 +32,11 @@ def send(*, wanted: bool = False) -> Any:
 def burst(count: int, *, wanted: bool = False) -> list[Any]:
     """Send many tasks."""
     return [send(wanted=wanted) for _ in range(count)]
+
+
+def group(count: int) -> Any:
+    """Send a group. (Its results come by rpc, and then Celery has no chords.)"""
+    return groups(noop.s() for _ in range(count)).delay()
 
 
 def get(result: Any) -> Any:

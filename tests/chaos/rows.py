@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from amqptasks import chord
 from tests.chaos.leaks import reconnects
 from tests.chaos.packets import Packets
 from tests.chaos.scene import (
@@ -30,7 +31,7 @@ from tests.chaos.scene import (
     settle,
 )
 from tests.proxy import Proxy
-from tests.support import eventually
+from tests.support import PrivateBroker, eventually
 
 #: The heartbeat of the rows that fail links, seconds. Two of them is how long a dead link goes unnoticed at most.
 HEARTBEAT_S = 2
@@ -248,9 +249,48 @@ def delays_kept(scene: Scene) -> Verdict:
         return verdict
 
 
+def chords_counted(scene: Scene) -> Verdict:
+    """R3: chords of 20 parts, while a child is killed every 0.3 s."""
+    with scene.shop() as shop:
+        worker = shop.start("-c", "2", level="WARNING")
+        count, kills, stopped = scene.count(200, 40), 0, threading.Event()
+
+        def kill() -> None:
+            nonlocal kills
+            while not stopped.wait(0.3):
+                children = worker.children()
+                if children:
+                    os.kill(random.choice(children), signal.SIGKILL)
+                    kills += 1
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            for number in range(count):
+                chord([shop.tasks.part.s(number, index) for index in range(20)], shop.tasks.gather.s(number))()
+            eventually(lambda: len(ends(shop)) >= count, PATIENCE_S)
+        finally:
+            stopped.set()
+            killer.join()
+        prefix = f"{shop.queue}.chord."
+        # A collector is deleted after its body is sent, perhaps by who comes after one that was killed.
+        eventually(lambda: not _chords_left(scene.broker, prefix), PATIENCE_S)
+        found = ends(shop)
+        verdict = Verdict(count, 0, count - len(found), sum(len(each) - 1 for each in found.values()), kills)
+        verdict.faults += [line for line in shop.ledger() if line.startswith("wrong")]
+        verdict.notes.append(f"{kills} kills")
+        return verdict
+
+
+def _chords_left(broker: PrivateBroker, prefix: str) -> list[str]:
+    queues = broker.ctl("list_queues", "name").splitlines()
+    return [name for name in queues if name.startswith(prefix) and ".join." not in name]
+
+
 ROWS: dict[str, Callable[[Scene], Verdict]] = {
     "children-killed": children_killed,
     "one-task-kills": one_task_kills,
+    "chords-counted": chords_counted,
     "worker-killed": worker_killed,
     "connections-closed": connections_closed,
     "broker-restarted": broker_restarted,

@@ -34,6 +34,15 @@ SOURCE = """
         note(f"end {number} {time.time():.6f}")
 
     @app.task(acks_late=True)
+    def part(number, index):
+        return [number, index]
+
+    @app.task(acks_late=True)
+    def gather(values, number):
+        right = values == [[number, index] for index in range(len(values))]
+        note(f"end {number} {time.time():.6f}" if right else f"wrong {number} {values}")
+
+    @app.task(acks_late=True)
     def killer():
         os.kill(os.getpid(), signal.SIGKILL)
 """
