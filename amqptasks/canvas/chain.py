@@ -17,7 +17,6 @@ from amqptasks.canvas.parts import as_list, shortened
 from amqptasks.canvas.sending import expecting
 from amqptasks.canvas.signature import Signature, maybe_signature, signatures
 from amqptasks.canvas.stamps import stamped
-from amqptasks.results.context import default_app
 from amqptasks.states import IGNORED, REJECTED
 
 __all__ = ["chain", "ends_in_group"]
@@ -93,12 +92,8 @@ class chain(Signature):
     def tasks(self, steps: list[Any]) -> None:
         self.kwargs["tasks"] = steps
 
-    @property
-    def app(self) -> Any:
-        """What sends it: its own app, or its first step's."""
-        if self._app is not None:
-            return self._app
-        return self.tasks[0].app if self.tasks else default_app("an empty chain")
+    def _calls(self) -> Iterable[Any]:
+        return self.tasks
 
     # -- calling
 
@@ -174,7 +169,7 @@ class chain(Signature):
     def _of_nothing(self) -> Any:
         """Return the result of a chain without steps: None, or an empty one if it is made of empty groups."""
         empty = next((call for call in self.tasks if isinstance(call, group)), None)
-        return None if empty is None else group(app=self._app or empty._app).freeze(self.id)
+        return None if empty is None else group(app=self._known_app()).freeze(self.id)
 
     def freeze(
         self, _id: str | None = None, group_id: str | None = None, chord: Any = None, root_id: str | None = None,

@@ -6,7 +6,7 @@ is said in `app/chords.py`; who joins the results, in `worker/joining.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from amqptasks.canvas.group import group, members_of, tasks_in, unrolled
@@ -15,7 +15,7 @@ from amqptasks.canvas.sending import expecting, send_each
 from amqptasks.canvas.signature import Signature, maybe_signature, signatures
 from amqptasks.canvas.stamps import stamped
 from amqptasks.exceptions import ImproperlyConfigured
-from amqptasks.results.context import allow_join_result, default_app
+from amqptasks.results.context import allow_join_result
 from amqptasks.results.handles import GroupResult
 
 __all__ = ["chord", "counted"]
@@ -72,15 +72,8 @@ class chord(Signature):
     def body(self, body: Any) -> None:
         self.kwargs["body"] = body
 
-    @property
-    def app(self) -> Any:
-        """What sends it: its own app, or one of its calls'."""
-        if self._app is not None:
-            return self._app
-        for call in (*self.tasks, self.body):
-            if call is not None:
-                return call.app
-        return default_app("an empty chord")
+    def _calls(self) -> Iterable[Any]:
+        return [*self.tasks, *filter(None, [self.body])]
 
     def clone(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Return a copy with copies of its calls."""
@@ -216,7 +209,7 @@ class chord(Signature):
         return made._apply(args, {**(self.kwargs.get("kwargs") or {}), **given}, made.body)
 
     def _apply(self, args: Any, kwargs: Any, body: Any) -> Any:
-        header = group(self.tasks, app=self._app).apply(args, kwargs)
+        header = group(self.tasks, app=self.app).apply(args, kwargs)
         with allow_join_result():
             values = [leaf.get() for leaf in header.leaves()]
         result = body.apply((values,))

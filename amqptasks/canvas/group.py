@@ -12,7 +12,7 @@ from amqptasks.canvas.sending import send_each
 from amqptasks.canvas.signature import Signature, maybe_signature, signatures
 from amqptasks.canvas.stamps import stamped
 from amqptasks.exceptions import InvalidTaskError
-from amqptasks.results.context import answers_go_to, default_app
+from amqptasks.results.context import answers_go_to
 from amqptasks.results.handles import GroupResult
 
 __all__ = ["group", "members_of", "unrolled"]
@@ -53,12 +53,8 @@ class group(Signature):
     def tasks(self, members: list[Any]) -> None:
         self.kwargs["tasks"] = members
 
-    @property
-    def app(self) -> Any:
-        """What sends it: its own app, or its first member's."""
-        if self._app is not None:
-            return self._app
-        return self.tasks[0].app if self.tasks else default_app("an empty group")
+    def _calls(self) -> Iterable[Any]:
+        return self.tasks
 
     def __call__(self, *partial_args: Any, **options: Any) -> Any:
         """Send every member, with these arguments before the stored ones. Returns the `GroupResult`."""
@@ -87,17 +83,15 @@ class group(Signature):
         merged.pop("group_index", None)
         args = (*(args or ()), *self.args) if not self.immutable else tuple(self.args)
         calls = [call.clone(args, kwargs) for call in unrolled(self.tasks)]
+        if not calls:
+            return GroupResult(group_id, [], app=self._known_app())
         app = self.app
         for index, call in enumerate(calls):
             call.freeze(group_id=group_id, group_index=index, root_id=merged.get("root_id"))
         merged["add_to_parent"] = False
         with app.bulk() if len(calls) > 1 else nullcontext():
             results = send_each(calls, "member", merged)
-        if len(results) == 1 and isinstance(results[0], GroupResult):
-            # group(a | group(b, c)): the caller wants the results of b and c, not a list that holds a list.
-            result = results[0]
-        else:
-            result = GroupResult(group_id, results, app=app)
+        result = _result(group_id, results, app)
         parent = app.current_worker_task if is_child and answers_go_to() is None else None
         if parent is not None:
             parent.add_trail(result)
@@ -113,7 +107,7 @@ class group(Signature):
             call.clone(given, kwargs).apply(**{**merged, "group_id": group_id, "group_index": index})
             for index, call in enumerate(unrolled(self.tasks))
         ]
-        return GroupResult(group_id, results, app=self.app)
+        return _result(group_id, results, self.app if results else self._known_app())
 
     def freeze(
         self, _id: str | None = None, group_id: str | None = None, chord: Any = None, root_id: str | None = None,
@@ -131,7 +125,7 @@ class group(Signature):
             for index, call in enumerate(self.tasks)
         ]
         del group_id, group_index
-        return GroupResult(own_id, results, app=self.app)
+        return GroupResult(own_id, results, app=self.app if results else self._known_app())
 
     def clone(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Return a copy with copies of its members, these keyword arguments given to each of them."""
@@ -184,6 +178,13 @@ class group(Signature):
         return shortened(self.tasks[0]["task"], f"group({self.tasks!r})")
 
 
+def _result(group_id: str, results: list[Any], app: Any) -> GroupResult:
+    if len(results) == 1 and isinstance(results[0], GroupResult):
+        # group(a | group(b, c)): the caller wants the results of b and c, not a list that holds a list.
+        return results[0]
+    return GroupResult(group_id, results, app=app)
+
+
 def members_of(tasks: tuple[Any, ...]) -> Iterable[Any]:
     """Return what a canvas was given: several calls, or one list, generator or group of them."""
     if len(tasks) != 1:
@@ -201,8 +202,12 @@ def unrolled(tasks: Iterable[Any]) -> Iterable[Any]:
     for call in tasks:
         if isinstance(call, group):
             yield from unrolled(call.tasks)
-        elif call.subtask_type != "chain" or call.kwargs["tasks"]:
+        elif not _is_nothing(call):
             yield call
+
+
+def _is_nothing(call: Any) -> bool:
+    return call.subtask_type in ("chain", "group") and all(map(_is_nothing, call.kwargs["tasks"]))
 
 
 def tasks_in(plain: Signature, key: str) -> list[Any]:

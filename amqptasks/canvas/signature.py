@@ -8,7 +8,7 @@ the canvas sees only the `Sender` protocol.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from amqptasks.canvas.parts import as_list, checked, new_id
@@ -171,8 +171,18 @@ class Signature(dict[str, Any]):
 
     @property
     def app(self) -> Any:
-        """What sends it."""
-        return default_app(f"the call {self!r}") if self._app is None else self._app
+        """What sends it: its own app, else that of a call in it, else the current one."""
+        app = self._known_app()
+        return default_app(f"the call {self!r}") if app is None else app
+
+    def _known_app(self) -> Any:
+        if self._app is not None:
+            return self._app
+        return next((app for each in self._calls() if (app := each._known_app()) is not None), None)
+
+    def _calls(self) -> Iterable[Any]:
+        """The calls that it consists of."""
+        return ()
 
     @property
     def type(self) -> Any:
