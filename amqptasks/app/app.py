@@ -20,7 +20,7 @@ from amqptasks.app.async_calls import AsyncSending
 from amqptasks.app.configuring import Source, Suggestion, assignments, from_variable, make_conf
 from amqptasks.app.definitions import TaskHome, script_name
 from amqptasks.app.task import Task
-from amqptasks.canvas.signature import Signature
+from amqptasks.canvas.signature import Signature, signature
 from amqptasks.entities import Queue
 from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.results import handles, sets
@@ -275,9 +275,10 @@ class App(TaskHome, AsyncSending):
         return ChordStart(self.sender, chord_id, size, body, root_id, expires_s)
 
     def signature(self, *args: Any, **options: Any) -> Signature:
-        """Make a signature bound to this app."""
+        """Make a signature of a task, its name, or a dict, bound to this app."""
         options.setdefault("app", self)
-        return Signature(*args, **options)
+        made: Signature = signature(*args, **options)
+        return made
 
     def report_state(self, task: Any, task_id: str | None, state: str, meta: Any, **fields: Any) -> None:
         """Tell a state of a task. Without a result store, only the worker that runs it can.
