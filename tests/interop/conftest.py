@@ -17,7 +17,7 @@ from amqptasks.broker.admin import Admin
 from amqptasks.broker.parameters import endpoints
 from tests.support import ROOT, WorkerProcess
 
-pytest.register_assert_rewrite("tests.interop.calls")
+pytest.register_assert_rewrite("tests.interop.calls", "tests.interop.canvas_calls")
 
 from tests.interop.calls import Client, Gate, celery_client, our_client  # noqa: E402 - after its asserts were told to speak
 

@@ -47,6 +47,8 @@ def register(app: Any) -> Any:
     app.task(name="interop.write_quietly", ignore_result=True)(write)
     app.task(name="interop.where", bind=True)(where)
     app.task(name="interop.request", bind=True)(request)
+    app.task(name="interop.stamps", bind=True)(stamps)
+    app.task(name="interop.become", bind=True)(become)
     app.task(name="interop.now")(now)
     app.task(name="interop.report", bind=True)(report)
     app.task(name="interop.wait", track_started=True)(wait)
@@ -105,6 +107,17 @@ def request(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     told["routing_key"] = own.delivery_info["routing_key"]
     told["tenant"] = getattr(own, "tenant", None)
     return told
+
+
+def stamps(self: Any, *args: Any) -> dict[str, Any]:
+    """Tell how the call is stamped."""
+    own = self.request
+    return {name: own.stamps[name] for name in own.stamped_headers}
+
+
+def become(self: Any, call: Any) -> Any:
+    """Become another call."""
+    return self.replace(self.app.signature(call))
 
 
 def now() -> float:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.interop import tasks
 from tests.interop.calls import TIMEOUT_S, Calls, Client, get, lines
+from tests.interop.canvas_calls import CanvasCalls
 from tests.interop.conftest import QueueOf
 from tests.support import ROOT
 
@@ -44,6 +45,24 @@ class TestProtocol2(Calls):
         # Then its result comes to who waits for the call (a Celery worker sends it to itself)
         assert get(result) == 3
         assert get(result.children[0]) == 13
+
+
+class TestWorkflows(CanvasCalls):
+    def test_the_call_that_replaces_a_task_answers_for_it(self, client: Client) -> None:
+        # Given calls of every kind / When a task of ours becomes one of them
+        add, become = client.task("add"), client.task("become")
+        pair = [add.s(1, 1), add.s(2, 2)]
+        for call, expected in (
+            (add.s(2, 2), 4), (add.s(2, 2) | add.s(3), 7), (client.package.group(pair), [2, 4]),
+            (add.starmap([(1, 1), (2, 2)]), [2, 4]), (add.chunks([(1, 1), (2, 2)], 1), [[2], [4]]),
+        ):  # fmt: skip
+            # Then who waits for the task gets what that gives (a Celery worker sends it to itself)
+            assert get(become.delay(call)) == expected
+
+    def test_chunks_stand_in_a_chain(self, client: Client) -> None:
+        # A Celery worker fails here: what it returns for them cannot be serialized.
+        add = client.task("add")
+        assert get((add.s(1, 1) | add.chunks([(1, 1), (2, 2), (3, 3)], 2)).apply_async()) == [[2, 4], [6]]
 
 
 class TestProtocol1(Calls):

@@ -14,6 +14,7 @@ import pytest
 from amqptasks import chain
 from amqptasks.exceptions import SoftTimeLimitExceeded
 from tests.interop.calls import TIMEOUT_S, Calls, Client, Gate, get, lines
+from tests.interop.canvas_calls import CanvasCalls
 from tests.interop.conftest import QueueOf
 from tests.support import ROOT
 
@@ -60,6 +61,10 @@ class TestOurClient(Calls):
 
         # Then every answer is there
         assert [get(result), get(result.parent), get(result.parent.parent)] == [8, 8, 7]
+
+
+class TestOurWorkflows(CanvasCalls):
+    pass
 
 
 def test_our_command_line_calls_celerys_tasks(broker_url: str, queue: str, queue_type: str, tmp_path: Path) -> None:
