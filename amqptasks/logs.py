@@ -149,7 +149,8 @@ def parse_level(level: int | str | None) -> int:
 class LogFile(logging.FileHandler):
     """A log file that is opened anew when it was moved away, as log rotation does.
 
-    If that fails, or the file of a child process cannot be opened, the one that is open stays in use.
+    If that fails, or the file of a child process cannot be opened, the one that is open stays in use. If it cannot be
+    written, as on a full disk, that is said on standard error, not for each line, and in the file as soon as it can be.
 
     Args:
         path: What `expand_path` takes.
@@ -158,6 +159,7 @@ class LogFile(logging.FileHandler):
     def __init__(self, path: str, nodename: str) -> None:
         self._given = (path, nodename)
         self._opened: tuple[int, int] | None = None
+        self._unwritten = 0
         super().__init__(expand_path(path, nodename), encoding="utf-8")
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -171,7 +173,23 @@ class LogFile(logging.FileHandler):
         if not is_same:
             with contextlib.suppress(OSError):
                 self._reopen()
+        unwritten = self._unwritten
         super().emit(record)
+        if unwritten and self._unwritten == unwritten:
+            self._unwritten = 0
+            text = "The log file can be written again; lines may be missing here, up to %d"
+            super().emit(logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (unwritten,), None))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say what keeps a record from being written."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._unwritten += 1
+        if self._unwritten == 1 and sys.__stderr__:
+            with contextlib.suppress(OSError, ValueError):
+                print(f"The log file {self.baseFilename} cannot be written: {error}", file=sys.__stderr__, flush=True)
 
     def enter_child(self, index: int) -> None:
         """Write into the file of a child process from now on."""

@@ -122,6 +122,10 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
         else:
             self._adapter_emit_data(b"".join(marshaled_frames))
 
+    def _adapter_connect_stream(self) -> None:
+        super()._adapter_connect_stream()
+        _end_with_errors(self._connection_workflow)
+
     def _proto_connection_made(self, transport: Any) -> None:
         if type(transport) is _AsyncPlaintextTransport:
             # In place of pika's, which reads 4 KiB at a time and goes on until the socket says that there is no more.
@@ -241,6 +245,24 @@ class Connection(pika.SelectConnection):  # type: ignore[misc,unused-ignore]
 
 class Reentered(Exception):
     """A signal handler interrupted this thread while it was writing to the connection."""
+
+
+def _end_with_errors(workflow: Any) -> None:
+    """Let an attempt to connect fail where no socket or no thread can be had: pika would leave it hanging for ever."""
+
+    def guard(step: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                step()
+            except (OSError, RuntimeError) as error:
+                workflow._connector = None
+                # What it does where a host's name has no address.
+                workflow._on_getaddrinfo_async_done(error)
+
+        return run
+
+    workflow._try_next_config_async = guard(workflow._try_next_config_async)
+    workflow._try_next_resolved_address = guard(workflow._try_next_resolved_address)
 
 
 def _send(sock: Any, data: bytes) -> int:

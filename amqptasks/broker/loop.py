@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 Callback = Callable[[], None]
 
+ERROR = "The I/O loop hit an error and goes on"
+
 
 class Loop(IOLoop):  # type: ignore[misc, unused-ignore]  # pika ships no types that mypy reads
     """pika's I/O loop, plus `at_turn_end`. All methods but `call_threadsafe` belong to the loop's own thread."""
@@ -41,7 +43,7 @@ class Loop(IOLoop):  # type: ignore[misc, unused-ignore]  # pika ships no types 
                 self.poll()
                 self.process_timeouts()
             except Exception:
-                logger.exception("The I/O loop hit an error and goes on")
+                logger.exception(ERROR)
         self.deactivate_poller()
         self.close()
 
@@ -63,6 +65,18 @@ class Loop(IOLoop):  # type: ignore[misc, unused-ignore]  # pika ships no types 
         This is where work of one turn is put together: acks, frames, messages to children.
         """
         self._ending.append(callback)
+
+    def call_later(self, delay: float, callback: Callback) -> Any:
+        """Call after so many seconds; returns what `remove_timeout` takes."""
+
+        def call() -> None:
+            # pika would forget what else is due in this turn, such as the next attempt to connect.
+            try:
+                callback()
+            except Exception:
+                logger.exception(ERROR)
+
+        return super().call_later(delay, call)
 
     def call_threadsafe(self, callback: Callback) -> None:
         """Call from the loop's thread, as soon as possible. The one method that any thread may use."""
@@ -93,7 +107,10 @@ class Loop(IOLoop):  # type: ignore[misc, unused-ignore]  # pika ships no types 
         while self._ending:
             ending, self._ending = self._ending, []
             for callback in ending:
-                callback()
+                try:
+                    callback()
+                except Exception:
+                    logger.exception(ERROR)
 
     def _get_remaining_interval(self) -> float | None:
         if self._ending:

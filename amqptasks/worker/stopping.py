@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -244,4 +245,6 @@ class Stopping:
     @staticmethod
     def _say(text: str) -> None:
         if sys.__stdout__:
-            print(text, file=sys.__stdout__, flush=True)
+            # Where it goes may be full, or gone: that is no reason not to stop.
+            with contextlib.suppress(OSError, ValueError):
+                print(text, file=sys.__stdout__, flush=True)

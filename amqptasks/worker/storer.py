@@ -19,7 +19,7 @@ from amqptasks.results.backend import ResultBackend
 from amqptasks.results.record import ResultRecord
 from amqptasks.wire.serializers import Limits, accepted, by_name, dumps, loads
 from amqptasks.worker.outcome import FAILED, REJECTED, SUCCEEDED, FollowUp, Outcome
-from amqptasks.worker.pools.pool import Pool, PoolEvents, Run
+from amqptasks.worker.pools.pool import RESPAWN_S, SCARCITY, Pool, PoolEvents, Run
 from amqptasks.worker.pools.slot import Slot
 from amqptasks.worker.request import Request
 
@@ -63,6 +63,7 @@ class Storer:
         self._serializer = serializer
         self._make_pool = make_pool
         self._pool: Pool | None = None
+        self._is_starting = False
         self._jobs: deque[_Job] = deque()
 
     def store(self, record: ResultRecord, done: Stored) -> None:
@@ -117,11 +118,27 @@ class Storer:
 
     def _submit(self, job: _Job) -> None:
         self._jobs.append(job)
-        if self._pool is None:
-            events = PoolEvents(self._on_outcome, self._on_message, self._on_lost, self._next)
-            self._pool = self._make_pool(events, self._run)
-            self._pool.start()
+        if self._pool is None and not self._is_starting:
+            self._start()
         self._next()
+
+    def _start(self) -> None:
+        events = PoolEvents(self._on_outcome, self._on_message, self._on_lost, self._next)
+        pool = self._make_pool(events, self._run)
+        try:
+            pool.start()
+        except SCARCITY as error:
+            logger.error("Cannot start what stores results: %s; trying again in %g s", error, RESPAWN_S)
+            self._is_starting = True
+            pool.loop.call_later(RESPAWN_S, self._start_again)
+            return
+        self._pool = pool
+
+    def _start_again(self) -> None:
+        self._is_starting = False
+        if self._jobs:
+            self._start()
+            self._next()
 
     def _next(self) -> None:
         pool = self._pool

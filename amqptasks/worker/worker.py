@@ -7,6 +7,7 @@ thread; signals only ask the loop to act.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -111,8 +112,9 @@ class Worker:
         add_join_task(self.app)
         signals.celeryd_after_setup.send(self.hostname, instance=self, conf=self.app.conf)
         self._make_parts()
-        if not self._quiet:
-            sys.__stdout__ and print(self._banner(), file=sys.__stdout__, flush=True)
+        if not self._quiet and sys.__stdout__:
+            with contextlib.suppress(OSError):
+                print(self._banner(), file=sys.__stdout__, flush=True)
         signals.worker_init.send(self)
         self._stopping.install_signals()
         if self.pool_name == "solo":

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from amqptasks.broker.loop import Loop
 from amqptasks.exceptions import SoftTimeLimitExceeded
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 #: A place that dies sooner than this after its start, without a task, is replaced after a pause. Both in seconds.
 QUICK_DEATH_S = 1.0
 RESPAWN_S = 1.0
+#: What starting a place raises where the system has no process, thread, descriptor or memory for it: `OSError`, and for
+#: threads `RuntimeError`.
+SCARCITY: Final = (OSError, RuntimeError)
 
 
 #: Runs the task of a frame; the second argument sends a frame to the parent at once.
@@ -110,7 +113,11 @@ class Pool(ABC):
         taken = {slot.index for slot in self.slots}
         free = [index for index in range(len(taken) + count) if index not in taken]
         for index in free[:count]:
-            self.slots.append(self._make(index))
+            try:
+                self.slots.append(self._make(index))
+            except SCARCITY as error:
+                logger.error("Cannot start place %d of the %s pool: %s", index + 1, self.describe(), error)
+                break
             self.size += 1
         self._events.on_free()
 
@@ -211,6 +218,13 @@ class Pool(ABC):
                 self._events.on_lost(request, request.number <= begun, how)
 
     def _replace(self, slot: Slot) -> None:
-        if not self.is_stopping and slot in self.slots:
-            self.slots[self.slots.index(slot)] = self._make(slot.index)
-            self._events.on_free()
+        if self.is_stopping or slot not in self.slots:
+            return
+        try:
+            made = self._make(slot.index)
+        except SCARCITY as error:
+            logger.error("Cannot start another %s: %s; trying again in %g s", slot.name, error, RESPAWN_S)
+            self.loop.call_later(RESPAWN_S, lambda: self._replace(slot))
+            return
+        self.slots[self.slots.index(slot)] = made
+        self._events.on_free()

@@ -71,12 +71,18 @@ class PreforkPool(Pool):
         if self.runs_tasks:
             signals.worker_before_create_process.send(self)
         ours, theirs = socket.socketpair()
-        mark, gate = Mark(), self._context.Lock()
         name = f"{self.child_name}-{index + 1}"
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            with contextlib.suppress(OSError):
+                stream.flush()
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            mark, gate = Mark(), self._context.Lock()
+            pid = os.fork()
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
         if pid == 0:
             code = 1
             try:
