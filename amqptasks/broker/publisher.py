@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: How long the exit of the program waits for messages sent without confirms to leave, seconds.
 EXIT_FLUSH_S = 10.0
+#: How long a call that was given up waits for the loop to drop its dead link, seconds.
+DROP_S = 0.2
 #: How long closing waits for the connection's end, seconds.
 CLOSE_TIMEOUT_S = 1.0
 
@@ -272,8 +274,7 @@ class Publisher:
                 return
             sending.error = MaybeSent(f"{self._name(sending)} was sent but not confirmed {seconds}: {self._trouble()}")
             if link is not None:
-                # A link that has said nothing in all this time is dead: the next call is to have a new one.
-                self._thread.call(lambda: link.drop_if_silent(sending.policy.timeout_s))
+                self._drop_if_silent(link, sending.policy.timeout_s)
             return
         self._places.put(None)
         self._has_given_up = True
@@ -289,6 +290,18 @@ class Publisher:
             )
         else:
             sending.error = BrokerUnavailable(f"{self._name(sending)}: no broker answered {seconds}: {self._trouble()}")
+
+    def _drop_if_silent(self, link: Link, seconds: float) -> None:
+        """Drop a link that has said nothing in all this time, before the next call can write to it."""
+        dropped = threading.Event()
+
+        def drop() -> None:
+            link.drop_if_silent(seconds)
+            # Its users are told in the loop's next turn.
+            self._thread.call(dropped.set)
+
+        self._thread.call(drop)
+        dropped.wait(DROP_S)
 
     @staticmethod
     def _name(sending: Sending) -> str:
