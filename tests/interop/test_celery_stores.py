@@ -83,6 +83,8 @@ def theirs(url: str) -> Iterator[Callable[..., Any]]:
         consumer = getattr(app.backend, "result_consumer", None)
         if consumer is not None:
             consumer.stop()
+            # Handles that are thrown away later unsubscribe, and would open a connection for it.
+            consumer._pubsub = None
             app.backend.client.connection_pool.disconnect()
         if isinstance(app.backend, CacheBackend):
             app.backend.client.close()
