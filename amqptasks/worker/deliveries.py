@@ -107,6 +107,18 @@ class Deliveries:
         if not self.rate_limits.buckets or self.rate_limits.admits(request):
             self._begin(request)
 
+    def examined(self, delivery: Delivery) -> Request | None:
+        """Return the call that a message is which did not come as work; None if it is none that can be run now, and
+        was taken care of."""
+        if self._takes_no_more:
+            delivery.give_back()
+            return None
+        decision = self._intake.examine(delivery)
+        if isinstance(decision, Accept):
+            return decision.request
+        self._turn_away(decision)
+        return None
+
     def _begin(self, request: Request) -> None:
         self._ledger.begin(request)
         if self._log_received:

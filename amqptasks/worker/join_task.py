@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from amqptasks.app.app import App
 from amqptasks.app.task import Task
@@ -10,19 +10,13 @@ from amqptasks.wire.chord import JOIN_TASK
 
 __all__ = ["add_join_task"]
 
-#: A join takes seconds at most: this only ends what hangs.
-TIME_LIMIT_S: Final = 600.0
-#: Children may be killed for reasons of their own while they join.
-CRASH_LIMIT: Final = 20
-
 
 def add_join_task(app: App) -> None:
-    """Make the join a task of an app. Settings for all tasks do not reach it where they would break its promise."""
+    """Make the join a task of an app. What settings say of all tasks does not reach it."""
     app.define_task(
-        _join, name=JOIN_TASK, bind=True, base=Task, typing=False, acks_late=True, acks_on_failure=True,
-        acks_on_timeout=False, reject_on_worker_lost=True, crash_limit=CRASH_LIMIT, ignore_result=True,
+        _join, name=JOIN_TASK, bind=True, base=Task, typing=False, acks_late=True, ignore_result=True,
         store_errors_even_if_ignored=False, persist_result=False, track_started=False, dead_letter_on_failure=False,
-        max_retries=None, rate_limit=0, time_limit=TIME_LIMIT_S, soft_time_limit=TIME_LIMIT_S, send_events=False,
+        max_retries=None, rate_limit=0, send_events=False,
     )  # fmt: skip
 
 

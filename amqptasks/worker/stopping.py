@@ -25,9 +25,9 @@ from amqptasks.clock import monotonic
 from amqptasks.settings import Conf
 from amqptasks.worker.deliveries import Deliveries
 from amqptasks.worker.dispatch import Dispatcher
+from amqptasks.worker.helper import Helper
 from amqptasks.worker.pools.pool import Pool
 from amqptasks.worker.settlement import Settlement
-from amqptasks.worker.storer import Storer
 
 logger = logging.getLogger("amqptasks.worker")
 
@@ -53,7 +53,7 @@ class Parts:
     hostname: str
     conf: Conf
     pool: Pool
-    storer: Storer
+    helpers: Sequence[Helper]
     dispatcher: Dispatcher
     deliveries: Deliveries
     settlement: Settlement
@@ -108,7 +108,8 @@ class Stopping:
         reap = getattr(self._parts.pool, "reap", None)
         if reap is not None:
             reap()
-        self._parts.storer.reap()
+        for helper in self._parts.helpers:
+            helper.reap()
 
     def on_signal(self, number: int) -> None:
         """Do what a signal asks for: first to stop warmly, then more and more impatiently."""
@@ -186,7 +187,10 @@ class Stopping:
 
     @property
     def _is_unsettled(self) -> bool:
-        return bool(self._parts.settlement.unsettled or self._parts.confirms.waiting)
+        parts = self._parts
+        return bool(
+            parts.settlement.unsettled or parts.confirms.waiting or any(helper.is_busy for helper in parts.helpers)
+        )
 
     @property
     def _is_busy(self) -> bool:
@@ -218,12 +222,14 @@ class Stopping:
         """Close what is open; the broker takes back what was not acked."""
         parts = self._parts
         if self._phase == COLD:
-            parts.storer.kill()
+            for helper in parts.helpers:
+                helper.kill()
         self._phase = OVER
         for consumer in parts.consumers:
             consumer.flush()
         parts.pool.stop()
-        parts.storer.stop()
+        for helper in parts.helpers:
+            helper.stop()
         for link in parts.links:
             link.stop()
         self._last_look(monotonic() + FAREWELL_S)
@@ -231,7 +237,8 @@ class Stopping:
     def _last_look(self, deadline: float) -> None:
         parts = self._parts
         links_open = any(link.is_up for link in parts.links)
-        children_left = (parts.pool.can_kill and not parts.pool.is_stopped) or not parts.storer.is_stopped
+        children_left = parts.pool.can_kill and not parts.pool.is_stopped
+        children_left = children_left or not all(helper.is_stopped for helper in parts.helpers)
         if (links_open or children_left) and monotonic() < deadline:
             parts.loop.call_later(LOOK_S, lambda: self._last_look(deadline))
         else:

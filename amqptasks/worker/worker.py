@@ -32,6 +32,7 @@ from amqptasks.worker.deliveries import Deliveries
 from amqptasks.worker.dispatch import Dispatcher
 from amqptasks.worker.executor import Executor
 from amqptasks.worker.join_task import add_join_task
+from amqptasks.worker.joins import Joins
 from amqptasks.worker.pools.guard import Guard
 from amqptasks.worker.pools.pool import Pool, PoolEvents, Run
 from amqptasks.worker.settlement import Settlement
@@ -132,6 +133,7 @@ class Worker:
             self._stopping.restore_signals()
             self.pool.kill()
             self._storer.kill()
+            self._joins.kill()
         signals.worker_shutdown.send(self)
         return self._stopping.exit_code
 
@@ -151,6 +153,10 @@ class Worker:
         # Tasks held back by their rates never take more than a part of the prefetch window from the others.
         max_held = max(1, (self.sizing.prefetch or MAX_HELD * 4) // 4)
         self._deliveries = Deliveries(app, self.hostname, loop, self._dispatcher, self._settlement, max_held)
+        self._joins = Joins(
+            lambda events, run: self._make_helping_pool(events, run, "Joiner", runs_tasks=True), self._executor.run,
+            self._deliveries, self._settlement,
+        )  # fmt: skip
         self._revocations = RevocationReader(
             loop, conf.task_queue_prefix, conf.task_revoke_expires, self._confirms, self._deliveries.on_revocation,
             patience_s=REPLAY_S,
@@ -174,7 +180,7 @@ class Worker:
         self._publish_declarer: Declarer | None = None
         self._stopping = Stopping(
             Parts(
-                loop, self.hostname, conf, self.pool, self._storer, self._dispatcher, self._deliveries,
+                loop, self.hostname, conf, self.pool, (self._storer, self._joins), self._dispatcher, self._deliveries,
                 self._settlement, self._confirms, self._all_consumers, (self._consume_link, self._publish_link),
                 self._revocations.stop,
             )
@@ -236,7 +242,7 @@ class Worker:
             from amqptasks.worker.pools.prefork import PreforkPool
 
             pool = PreforkPool(self.loop, self.sizing.concurrency, events, self._executor.run)
-            pool.close_in_child = lambda: self._close_in_child(self._storer.pool)
+            pool.close_in_child = lambda: self._close_in_child(pool)
             pool.nodename = self.hostname
             pool.max_tasks = self.app.conf.worker_max_tasks_per_child
             pool.max_memory_kib = self.app.conf.worker_max_memory_per_child
@@ -247,12 +253,15 @@ class Worker:
         return ThreadPool(self.loop, self.sizing.concurrency, events, self._executor.run)
 
     def _make_storing_pool(self, events: PoolEvents, run: Run) -> Pool:
+        return self._make_helping_pool(events, run, "Storer", runs_tasks=False)
+
+    def _make_helping_pool(self, events: PoolEvents, run: Run, name: str, *, runs_tasks: bool) -> Pool:
         if self.pool.can_kill:
             from amqptasks.worker.pools.prefork import PreforkPool
 
             pool = PreforkPool(self.loop, 1, events, run)
-            pool.close_in_child = lambda: self._close_in_child(self.pool)
-            pool.runs_tasks, pool.child_name = False, "Storer"
+            pool.close_in_child = lambda: self._close_in_child(pool)
+            pool.nodename, pool.runs_tasks, pool.child_name = self.hostname, runs_tasks, name
             return pool
         from amqptasks.worker.pools.threads import ThreadPool
 
@@ -281,7 +290,7 @@ class Worker:
         queue = join_queue(join_queue_name(self.app.conf.task_queue_prefix))
         return QueueConsumer(
             self.loop, queue.name, prefetch=JOINS_AHEAD, need=self.app.sender.need(queue),
-            on_delivery=self._deliveries.on_delivery, on_lost=self._on_lost_channel,
+            on_delivery=self._joins.on_delivery, on_lost=self._on_lost_channel,
             on_refused=lambda _consumer, conflict: logger.error("%s", conflict), tag_prefix=self.hostname,
         )  # fmt: skip
 
@@ -356,12 +365,13 @@ class Worker:
                 print(f"{self.hostname} ready.", file=sys.__stdout__, flush=True)
             signals.worker_ready.send(self)
 
-    def _close_in_child(self, other: Pool | None) -> None:
+    def _close_in_child(self, own: Pool) -> None:
         self._consume_link.abandon()
         self._publish_link.abandon()
-        close_slots = getattr(other, "close_slots_in_child", None)
-        if close_slots is not None:
-            close_slots()
+        for other in (self.pool, self._storer.pool, self._joins.pool):
+            close_slots = getattr(other, "close_slots_in_child", None)
+            if other is not own and close_slots is not None:
+                close_slots()
 
     def _settled(self) -> None:
         paused = self._settlement.unsettled >= self._settlement_limit

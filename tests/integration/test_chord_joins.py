@@ -186,6 +186,26 @@ def test_every_pool_joins(tmp_path: Path, broker_url: str, pool: str) -> None:
         shop.noted(f"{pool} {[10, *range(0, 40, 2)]}")
 
 
+def test_no_body_waits_for_tasks_that_happen_to_run_where_it_is_joined(tmp_path: Path, broker_url: str) -> None:
+    # Given two workers with queues of their own, one of which has a task that does not end
+    with Workshop(tmp_path, broker_url, source("chords")) as shop:
+        held, other = shop.gate(), f"{shop.queue}-other"
+        shop.also_delete(other)
+        busy = shop.start("-c", "1")
+        shop.start("-c", "1", "-Q", other)
+        shop.tasks.hold.delay(held.name)
+        held.reached()
+        # When chords are sent to the other, one after another / Then their bodies run, whoever joins them
+        count = 0
+        while "amqptasks.join_chord" not in busy.log:
+            count += 1
+            parts = [shop.tasks.add.s(count, number).set(queue=other) for number in range(3)]
+            chord(parts, shop.tasks.collect.s(f"c{count}").set(queue=other))()
+            shop.noted(f"c{count} {[count, count + 1, count + 2]}")
+            assert count < 100
+        held.open()
+
+
 def test_any_apps_worker_on_the_vhost_joins(tmp_path: Path, broker_url: str) -> None:
     # Given two apps with workers of their own, which share nothing but the prefix of the queues
     (tmp_path / "other").mkdir()
