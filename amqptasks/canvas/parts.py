@@ -8,7 +8,7 @@ from typing import Any
 
 from amqptasks.exceptions import InvalidTaskError
 
-__all__ = ["as_list", "checked", "new_id", "shortened"]
+__all__ = ["as_list", "begins_chord", "checked", "new_id", "shortened"]
 
 
 def new_id() -> str:
@@ -23,6 +23,19 @@ def as_list(value: Any) -> list[Any]:
     if isinstance(value, list):
         return value
     return list(value) if isinstance(value, tuple) else [value]
+
+
+def begins_chord(call: Mapping[str, Any]) -> bool:
+    """Whether a chord begins when a call is made."""
+    kind = call["subtask_type"]
+    if kind == "chord":
+        return True
+    tasks = call["kwargs"].get("tasks") if kind in ("chain", "group") else None
+    if not tasks:
+        return False
+    if kind == "chain":
+        return begins_chord(tasks[0]) or (len(tasks) > 1 and tasks[0]["subtask_type"] == "group")
+    return any(begins_chord(member) for member in tasks)
 
 
 def shortened(task_name: str, text: str) -> str:

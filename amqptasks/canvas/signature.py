@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
-from amqptasks.canvas.parts import as_list, checked, new_id
+from amqptasks.canvas.parts import as_list, begins_chord, checked, new_id
 from amqptasks.canvas.sending import expect_answer
 from amqptasks.canvas.stamps import stamped
 from amqptasks.exceptions import InvalidTaskError
@@ -230,7 +230,16 @@ class Signature(dict[str, Any]):
 
     async def aapply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Do as `apply_async`, from an asyncio program; the event loop goes on while the broker confirms."""
-        return await self.app.asend(lambda: self.apply_async(args, kwargs, **options), options)
+
+        def send() -> Any:
+            return self.apply_async(args, kwargs, **options)
+
+        if self.subtask_type is not None and begins_chord(self):
+            # Its header must wait for the confirm of what counts it: in a thread, so that nobody else does.
+            import asyncio
+
+            return await asyncio.to_thread(send)
+        return await self.app.asend(send, options)
 
     def __invert__(self) -> Any:
         """Send it and wait for its result."""

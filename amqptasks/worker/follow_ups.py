@@ -154,7 +154,7 @@ class FollowUps:
             return ()
         from amqptasks.worker.parts import failed
 
-        return failed(self._app, request, error, traceback)
+        return failed(self._app.conf, request, error, traceback)
 
     def unreadable_part(self, request: Context, error: BaseException) -> tuple[Next, ...]:
         """Tell the chord whose part a message may have been that cannot be read."""

@@ -8,13 +8,16 @@ from typing import Any
 
 from amqptasks.app.app import App
 from amqptasks.app.context import Context
-from amqptasks.exceptions import EncodeError
+from amqptasks.exceptions import ContentError, EncodeError, InvalidTaskError, OperationalError
 from amqptasks.wire.chord import Mark, PartEnd, collector_name, encode_part, is_collector, read_mark
 from amqptasks.wire.failures import to_plain
 from amqptasks.wire.reprs import printable
+from amqptasks.wire.serializers import Limits, accepted
+from amqptasks.wire.task import read_body
 from amqptasks.worker.outcome import Part
+from amqptasks.worker.request import Request
 
-__all__ = ["failed", "marks_in", "succeeded", "unreadable"]
+__all__ = ["failed", "marks_in", "succeeded", "unreadable", "unsent"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +44,12 @@ def succeeded(app: App, request: Context, value: Any) -> tuple[Part, ...]:
     return (Part(message, mark.size),)
 
 
-def failed(app: App, request: Context, error: BaseException, traceback: str | None) -> tuple[Part, ...]:
+def failed(conf: Any, request: Context, error: BaseException, traceback: str | None) -> tuple[Part, ...]:
     """Make the ends of the parts that a task which has failed stood for, itself or as a step of a chain. Raises
     nothing."""
     parts: list[Part] = []
     for mark, task_id in _marks(request):
-        parts.append(_failed_part(app, mark, task_id, error, traceback))
+        parts.append(_failed_part(conf, mark, task_id, error, traceback))
     return tuple(parts)
 
 
@@ -59,15 +62,30 @@ def unreadable(app: App, request: Context, error: BaseException) -> tuple[Part, 
     collector = collector_name(app.conf.task_queue_prefix, group_id)
     if not is_collector(collector):
         return ()
-    return (_failed_part(app, Mark(collector, 0, index), request.id or "", error, None),)
+    return (_failed_part(app.conf, Mark(collector, 0, index), request.id or "", error, None),)
 
 
-def _failed_part(app: App, mark: Mark, task_id: str, error: BaseException, traceback: str | None) -> Part:
-    serializer = app.conf.task_serializer
+def unsent(conf: Any, request: Request, why: str) -> tuple[Part, ...]:
+    """Make the ends of the parts that a task stood for of which what follows cannot be sent. Raises nothing."""
+    properties = request.delivery.properties
+    limits = Limits(conf.task_message_max_bytes, conf.task_message_max_items, conf.task_message_max_depth)
+    try:
+        body = read_body(
+            request.headers, properties.content_type, properties.content_encoding, request.delivery.body,
+            accepted(conf.accept_content), limits,
+        )  # fmt: skip
+    except (ContentError, InvalidTaskError):
+        return ()
+    context = Context(id=request.id, chain=body.chain, chord=body.chord)
+    return failed(conf, context, OperationalError(f"what follows task {request.id} cannot be sent: {why}"), None)
+
+
+def _failed_part(conf: Any, mark: Mark, task_id: str, error: BaseException, traceback: str | None) -> Part:
+    serializer = conf.task_serializer
     plain = to_plain(error, serializer)
     try:
         message = encode_part(PartEnd(mark.collector, mark.index, task_id, False, plain, traceback), serializer)
-        if len(message.body) > app.conf.task_message_max_bytes:
+        if len(message.body) > conf.task_message_max_bytes:
             raise EncodeError("the error is too large")
     except EncodeError as trouble:
         logger.warning("The error of task %s cannot be told to its chord: %s", printable(task_id, 64), trouble)

@@ -80,7 +80,7 @@ class Settlement:
             if request.pending == 0:
                 self.unsettled -= 1
                 if failures and not is_lost:
-                    self.bury(request, dead_letters.UNSENDABLE, "; ".join(failures), then)
+                    self._bury_unsent(request, "; ".join(failures), then)
                 else:
                     then()
                 self._on_change()
@@ -88,6 +88,15 @@ class Settlement:
         failures: list[str] = []
         for each in follow_ups:
             self._settle_one(request, each, one_done)
+
+    def _bury_unsent(self, request: Request, why: str, then: Then) -> None:
+        # Of what follows may hang a chord, whose part then never ends.
+        from amqptasks.worker.parts import unsent
+
+        self.settle(
+            request, unsent(self._sender.conf, request, why),
+            lambda: self.bury(request, dead_letters.UNSENDABLE, why, then), is_lost=True,
+        )  # fmt: skip
 
     def _settle_one(self, request: Request, each: Next, done: Callable[[str | None], None]) -> None:
         if isinstance(each, FollowUp):

@@ -113,6 +113,10 @@ BAD_PARTS: dict[str, tuple[Make, str]] = {
     "it is rejected, and acked late": (lambda tasks: tasks.reject_late.s(), "reject"),
     "it asks to come again, and is acked early": (lambda tasks: tasks.reject_early.s(), "reject"),
     "its time limit is over": (lambda tasks: tasks.hang.s(), "TimeLimitExceeded"),
+    "what follows it cannot be sent": (
+        lambda tasks: chain(tasks.add.s(1, 1), tasks.add.s(1).set(exchange="no-such-exchange", routing_key="x")),
+        "OperationalError",
+    ),
     "it returns what cannot be sent": (lambda tasks: tasks.unsendable.s(), "EncodeError"),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ import pytest
 from amqptasks import App
 from amqptasks.canvas import chain, chord, group
 from amqptasks.canvas.chord import counted
+from amqptasks.canvas.parts import begins_chord
 
 
 @pytest.fixture
@@ -40,6 +41,14 @@ def test_what_counts_of_a_header(add, total, double):
     assert list(counted(chord([one, two], total.s()))) == [total.s()]
     assert list(counted(chord([one, two], group(three, two)))) == [three, two]
     assert list(counted(group())) == []
+
+
+def test_which_calls_begin_a_chord(add, total):
+    one, header = add.s(1, 1), group(add.s(1, 1), add.s(2, 2))
+    for call in (header | total.s(), chain(header, total.s(), one), group(one, header | total.s())):
+        assert begins_chord(call), call
+    for call in (one, header, one | header | total.s(), chain(one, one), group(), chain()):
+        assert not begins_chord(call), call
 
 
 def test_freezing_gives_every_call_its_id_and_keeps_it(app, add, total, double):
