@@ -202,6 +202,27 @@ def test_a_forked_child_takes_nothing_from_its_parent(bookshop: Shop) -> None:
     assert told == [[0, 0], 1, 1, True]
 
 
+def test_a_coroutine_reports_and_returns_too(shop: Callable[..., Shop], tmp_path: Path) -> None:
+    # Given a worker that runs tasks on an event loop, and a task that reports from there
+    made = shop(**IN_DATABASE)
+    made.worker("-c", "2", "-P", "asyncio").wait_ready()
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    told = made.program(
+        UNTIL
+        + textwrap.dedent(f"""
+        running = tasks.report_later.delay({str(gate)!r})
+        until(lambda: running.state == "PROGRESS")
+        info = running.info
+        open({str(gate)!r}, "w").write("all")
+        ordered = tasks.order.delay(Book.objects.create(title="Emma").pk, 2)
+        tell([info, running.get(timeout=20), ordered.get(timeout=20)])
+    """)
+    )
+    # Then its state and its result are stored, and those of other tasks
+    assert told == [{"done": 1}, "all", 2]
+
+
 def test_the_migrations_make_what_the_models_say(bookshop: Shop) -> None:
     done = bookshop.python("manage.py", "makemigrations", "amqptasks", "--check", "--dry-run")
     assert "No changes detected" in done.stdout
