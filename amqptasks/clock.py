@@ -9,6 +9,8 @@ import time
 from datetime import datetime, timedelta, timezone, tzinfo
 
 monotonic = time.monotonic
+#: Seconds since 1970, as the machine's clock has it.
+wall_clock = time.time
 
 
 def utcnow() -> datetime:

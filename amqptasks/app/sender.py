@@ -35,7 +35,7 @@ from amqptasks.app.options import (
 )
 from amqptasks.app.routing import ROUTING_OPTIONS, Route, Routing
 from amqptasks.broker.needs import Need, PublishPolicy
-from amqptasks.clock import utcnow
+from amqptasks.clock import parse_moment, utcnow
 from amqptasks.entities import Broadcast, Exchange, Queue
 from amqptasks.exceptions import (
     AlwaysEagerIgnored,
@@ -196,7 +196,8 @@ class Sender:
             backend.expect(task_id)
         encoded = encode(message, exchange, routing_key)
         if exchange != plan.route.exchange:
-            encoded.readdress = state.ladder.readdress(routing_key)
+            due_at = parse_moment(message.headers["eta"]).timestamp()
+            encoded.readdress = state.ladder.readdress(routing_key, due_at)
         try:
             self._publish(name, task_id, encoded, needs, options, plan)
         except MaybeSent:

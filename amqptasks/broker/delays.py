@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
 from amqptasks.broker.topology import BindExchange, BindQueue, DeclareExchange, DeclareQueue, Step
-from amqptasks.clock import monotonic
+from amqptasks.clock import wall_clock
 from amqptasks.exceptions import ImproperlyConfigured
 
 LEVELS = 6
@@ -60,7 +61,7 @@ class Ladder:
 
     def exchange(self, level: int) -> str:
         """The exchange that feeds a level."""
-        return f"{self._base}.x{level}"
+        return _exchanges(self)[level]
 
     def queue(self, level: int, digit: int) -> str:
         """The queue that holds messages for ``digit * 16**level`` units."""
@@ -166,15 +167,17 @@ class Ladder:
             BindExchange(exchange, self.due, key, {}),
         )
 
-    def readdress(self, routing_key: str) -> Callable[[], tuple[str, str]]:
+    def readdress(self, routing_key: str, due_at: float) -> Callable[[], tuple[str, str]]:
         """Return what computes a message's address anew when it is written.
 
-        By then part of its delay may be over, spent on declaring queues or on a lost connection.
+        By then part of its delay may be over, spent on declaring queues, on a lost connection, or among many others.
+
+        Args:
+            due_at: When it is due, seconds since 1970. Not the time that the key says: that is rounded up, and would be
+                once more.
         """
-        delay_ms = int(routing_key[: 2 * LEVELS - 1].replace(".", ""), 16) * UNIT_MS
         queue = routing_key[2 * LEVELS :]
-        made_at = monotonic()
-        return lambda: self.address(delay_ms - (monotonic() - made_at) * 1000, queue)
+        return lambda: self.address((due_at - wall_clock()) * 1000, queue)
 
     def address(self, delay_ms: float, queue: str) -> tuple[str, str]:
         """Return the exchange and routing key that bring a message to ``queue`` after at least ``delay_ms``.
@@ -185,3 +188,9 @@ class Ladder:
         digits = f"{units:0{LEVELS}x}"
         highest = LEVELS - len(f"{units:x}")
         return self.exchange(LEVELS - 1 - highest), ".".join(digits) + "." + queue
+
+
+@lru_cache(maxsize=8)
+def _exchanges(ladder: Ladder) -> tuple[str, ...]:
+    """The names of the exchanges of all levels: every delayed message needs one."""
+    return tuple(f"{ladder._base}.x{level}" for level in range(LEVELS))

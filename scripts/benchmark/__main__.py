@@ -157,6 +157,12 @@ class Bench:
                 with self.queue() as queue:
                     env = environment(self.url, queue, confirm=confirm)
                     self.note(row, side.name, self.client(side, measurement, count, env)[key])
+        if side is AMQPTASKS and (self.wants("delayed") or self.wants("delayed-part")):
+            with self.queue() as queue:
+                env = environment(self.url, queue, confirm=True) | {"BENCH_PREFIX": queue}
+                figures = self.client(side, "delayed", 4_000, env)
+                self.note("delayed", side.name, figures["per_s"])
+                self.note("delayed-part", side.name, figures["part"])
 
     def calling(self, side: Side, backend: str = "rpc://", suffix: str = "") -> None:
         """The figures with a worker and results."""
@@ -275,7 +281,8 @@ class Bench:
                 lambda: self.drain(side, "classic", "-classic"),
                 "drain-classic", "cpu-classic",
             )  # fmt: skip
-        self.attempt(f"{name}: sending", lambda: self.sending(side), "send-cpu", "send-wall", "bulk")
+        rows = ("send-cpu", "send-wall", "bulk", *(("delayed", "delayed-part") if ours else ()))
+        self.attempt(f"{name}: sending", lambda: self.sending(side), *rows)
         if ours or side is CELERY:
             self.attempt(f"{name}: calling", lambda: self.calling(side), *CALLING)
             self.attempt(

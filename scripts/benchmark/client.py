@@ -12,6 +12,9 @@ import sys
 import time
 from typing import Any
 
+#: How often delayed and undelayed tasks are sent in turn.
+DELAYED_TURNS = 5
+
 
 def fill(side: Any, count: int) -> dict[str, float]:
     """Send many and say how long it took."""
@@ -21,6 +24,22 @@ def fill(side: Any, count: int) -> dict[str, float]:
     elapsed_s = time.perf_counter() - started
     side.flush()
     return {"per_s": (count - 1) / elapsed_s}
+
+
+def delayed(side: Any, count: int) -> dict[str, float]:
+    """Send many that wait and many that do not, in turns, and compare."""
+    side.burst_delayed(1)
+    side.send()
+    plain: list[float] = []
+    waiting: list[float] = []
+    for _ in range(DELAYED_TURNS):
+        for send, rates in ((side.burst, plain), (side.burst_delayed, waiting)):
+            started = time.perf_counter()
+            send(count)
+            rates.append(count / (time.perf_counter() - started))
+    side.clear_delayed()
+    side.flush()
+    return {"per_s": statistics.median(waiting), "part": statistics.median(waiting) / statistics.median(plain)}
 
 
 def send_cpu(side: Any, count: int) -> dict[str, float]:
@@ -88,7 +107,7 @@ def _wall(side: Any, act: Any) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-MEASUREMENTS = {each.__name__: each for each in (fill, send_cpu, send_wall, call, in_flight, group, chord)}
+MEASUREMENTS = {each.__name__: each for each in (fill, delayed, send_cpu, send_wall, call, in_flight, group, chord)}
 
 
 def main() -> None:

@@ -50,6 +50,8 @@ ROWS = (
     Row("send-cpu", "delay() CPU, confirms off", "us", 1, (Limit(50),)),
     Row("send-wall", "delay() wall, confirmed, one thread, p50", "ms", 3, (Limit(0.55),)),
     Row("bulk", "app.bulk(), confirmed", "tasks/s", 0, (Limit(15_000, None, True),)),
+    Row("delayed", "the same with countdowns", "tasks/s", 0),
+    Row("delayed-part", "part of the rate without, in the same run", "", 2, (Limit(0.5, None, True),)),
     Row("call", "delay().get() one by one, p50", "ms", 3, (Limit(0.6, "celery"),)),
     Row("in-flight", "2,000 calls in flight", "calls/s", 0, (Limit(6, "celery", True),)),
     Row("call-redis", "delay().get() one by one, results in Redis, p50", "ms", 3, (Limit(1, "celery"),)),

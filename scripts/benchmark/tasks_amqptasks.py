@@ -11,6 +11,9 @@ from amqptasks import group as groups
 
 app = App("bench", broker=os.environ["BENCH_URL"], backend=os.environ["BENCH_BACKEND"])
 app.conf.task_default_queue = os.environ["BENCH_QUEUE"]
+if os.environ.get("BENCH_PREFIX"):
+    # A ladder of its own for delayed tasks: it can be deleted.
+    app.conf.task_queue_prefix = os.environ["BENCH_PREFIX"]
 app.conf.task_default_queue_type = os.environ["BENCH_QUEUE_TYPE"]
 app.conf.broker_publish_confirm = bool(os.environ["BENCH_CONFIRM"])
 if os.environ.get("BENCH_PREFETCH"):
@@ -51,6 +54,24 @@ def group(count: int) -> Any:
 def chord(count: int) -> Any:
     """Send a chord whose body does nothing."""
     return chords(noop.s() for _ in range(count))(accept.s())
+
+
+def burst_delayed(count: int) -> None:
+    """Send many tasks that are to wait."""
+    with app.bulk():
+        for number in range(count):
+            silent.apply_async(countdown=1000 + number % 1009)
+
+
+def clear_delayed() -> None:
+    """Delete what they wait in."""
+    from amqptasks.broker.admin import Admin
+    from amqptasks.broker.topology import DeclareQueue
+
+    with Admin(app.endpoints("benchmark")) as admin:
+        for step in app.sender.ladder.steps():
+            if isinstance(step, DeclareQueue):
+                admin.delete(step.queue)
 
 
 def get(result: Any) -> Any:

@@ -239,8 +239,9 @@ def delays_kept(scene: Scene) -> Verdict:
         used = sum(name.startswith(f"{shop.queue}.delay.") for name in queues)
         verdict = Verdict(count, 0, len(due) - len(found), sum(len(each) - 1 for each in found.values()), 2)
         verdict.notes.append(
-            f"late p50 {statistics.median(late) * 1e3:.0f} ms, p99 {late[int(len(late) * 0.99)] * 1e3:.0f} ms, "
-            f"{used} delay queues, sent {rate:.0f}/s"
+            f"{early} early, late p50 {statistics.median(late) * 1e3:.0f} ms, p99 "
+            f"{late[int(len(late) * 0.99)] * 1e3:.0f} ms, {used} delay queues, sent {rate:.0f}/s, "
+            f"{count - len(due)} of 1 h wait on"
         )
         if early:
             verdict.faults.append(f"{early} began early")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Outgoing
+from amqptasks.broker.confirms import TIMED_IN_FLIGHT, ConfirmChannel, Interrupted, Outgoing
 from amqptasks.broker.declarer import Declarer
 from amqptasks.broker.link import Backoff, Link
 from amqptasks.broker.loop import Loop
@@ -99,6 +99,26 @@ def test_what_is_sent_before_there_is_a_connection_is_sent_then(sender: Sender) 
     sender.send(*outs)
     assert sender.channel.waiting == 50
     sender.finish()
+    assert {sender.outcome(out) for out in outs} == {None}
+
+
+def test_delayed_messages_are_addressed_when_the_broker_is_about_to_take_them_in(sender: Sender) -> None:
+    # Given many messages whose address is made when they are written, and some others behind them
+    most: list[int] = []
+
+    def address() -> tuple[str, str]:
+        most.append(len(sender.channel._unconfirmed))
+        return "", sender.queue
+
+    outs = [sender.out("", None, sender.need) for _ in range(3 * TIMED_IN_FLIGHT)]
+    for out in outs:
+        out.message.readdress = address
+    outs += [sender.out("", None, sender.need) for _ in range(50)]
+    # When they are sent together
+    sender.send(*outs)
+    sender.finish()
+    # Then each was addressed once, with few others under way in front of it, and all are confirmed
+    assert len(most) == 3 * TIMED_IN_FLIGHT and max(most) < TIMED_IN_FLIGHT
     assert {sender.outcome(out) for out in outs} == {None}
 
 

@@ -192,17 +192,24 @@ def test_a_classic_ladder_asks_for_what_classic_queues_know() -> None:
 
 
 @pytest.mark.parametrize(
-    ("delay_ms", "spent_ms", "left_ms"), [(60_000, 0, 60_000), (60_000, 1_234, 58_766), (100, 5_000, 1)]
+    ("delay_ms", "spent_ms", "left_ms"),
+    [
+        (60_000, 0, 60_000),
+        (60_000, 1_234, 58_766),
+        (100, 5_000, 1),
+        (1_010, 20, 990),
+        (MAX_DELAY_MS * 2, 5, MAX_DELAY_MS),
+    ],
 )
 def test_a_message_that_leaves_late_waits_only_what_is_left(
     monkeypatch: pytest.MonkeyPatch, delay_ms: float, spent_ms: float, left_ms: float
 ) -> None:
     # Given the address of a delayed message, made some time before it is written
     now = [1000.0]
-    monkeypatch.setattr(delays, "monotonic", lambda: now[0])
+    monkeypatch.setattr(delays, "wall_clock", lambda: now[0])
     ladder = Ladder()
     _exchange, routing_key = ladder.address(delay_ms, "a.queue.with.dots")
-    again = ladder.readdress(routing_key)
+    again = ladder.readdress(routing_key, now[0] + delay_ms / 1000)
     now[0] += spent_ms / 1000
 
     # When it is written, Then its address is that of the time that is left
