@@ -337,6 +337,7 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Broadcasts, `worker_direct`, priorities": lambda: hasattr(amqptasks, "Broadcast") and _acts("worker_direct")(),
     "Countdown, ETA, expiry": _acts("delay_queue_type"),
     "Results by `rpc://`": _results_in("rpc://"),
+    "Sets of results, callbacks (`then`), trees, progress bars": lambda: hasattr(AsyncResult, "then"),
     "Chains, groups, callbacks, error callbacks": lambda: hasattr(amqptasks.Signature, "link_error"),
     "Worker with `prefork`, `threads` and `solo` pools": lambda: {"prefork", "threads", "solo"} <= set(POOLS),
     "Warm and cold stop, reconnecting": _acts("worker_shutdown_timeout"),

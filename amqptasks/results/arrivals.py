@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final
 
-from amqptasks.exceptions import BackendError, TimeoutError
-from amqptasks.results.backend import ResultBackend, timed_out
+from amqptasks.exceptions import AmqptasksError, TimeoutError
+from amqptasks.results.backend import ResultBackend, Unavailable, timed_out
 from amqptasks.results.record import ResultRecord
 
 __all__ = ["Arrivals", "Outcome"]
@@ -25,7 +25,7 @@ LONGEST_PAUSE_S: Final = 0.5
 PATIENCE_S: Final = 30.0
 
 #: The final record of a task, or why there will be none.
-Outcome = ResultRecord | BackendError
+Outcome = ResultRecord | AmqptasksError
 
 
 class _Asked:
@@ -96,18 +96,18 @@ class Arrivals:
         return max(0.0, min(ends) - time.monotonic()) if ends else None
 
     def _hear(self, timeout_s: float | None) -> tuple[dict[str, Outcome], bool]:
-        found: dict[str, Outcome] = {}
         is_woken = False
+        ids: dict[str, None] = {}
         try:
             news = self._news.get(timeout=timeout_s)
             while True:
                 if news is None:
                     is_woken = not self._take_added() or is_woken
                 else:
-                    self._look_at(news, found)
+                    ids[news] = None
                 news = self._news.get_nowait()
         except queue.Empty:
-            return found, is_woken
+            return self._look_at(ids), is_woken
 
     def _take_added(self) -> bool:
         """Take in what was added for asking; False if nothing was."""
@@ -118,25 +118,32 @@ class Arrivals:
             except queue.Empty:
                 return is_some
             is_some = True
-            self._asked.setdefault(id(backend), _Asked(backend)).ids[task_id] = None
-            # Who has just been sent may be there soon.
-            self._pause_s, self._look_due = FIRST_PAUSE_S, 0.0
+            self._ask(backend, task_id)
 
-    def _look_at(self, task_id: str, found: dict[str, Outcome]) -> None:
-        told = self._told.get(task_id)
-        if told is None:
-            return
-        backend, end = told
-        outcome: Outcome
-        try:
-            outcome = backend.wait(task_id, 0)
-        except TimeoutError:
-            return
-        except BackendError as error:
-            outcome = error
-        del self._told[task_id]
-        end()
-        found[task_id] = outcome
+    def _ask(self, backend: ResultBackend, task_id: str) -> None:
+        self._asked.setdefault(id(backend), _Asked(backend)).ids[task_id] = None
+        # Who has just been sent may be there soon.
+        self._pause_s, self._look_due = FIRST_PAUSE_S, 0.0
+
+    def _look_at(self, ids: Iterable[str]) -> dict[str, Outcome]:
+        """Look at those of which there is news."""
+        found: dict[str, Outcome] = {}
+        backends: dict[int, tuple[ResultBackend, list[str]]] = {}
+        for task_id in ids:
+            told = self._told.get(task_id)
+            if told is not None:
+                backends.setdefault(id(told[0]), (told[0], []))[1].append(task_id)
+        for backend, some in backends.values():
+            try:
+                found.update(_outcomes(backend, some))
+            except Unavailable:
+                # Who tells news may have none of what happens while it is away.
+                for task_id in some:
+                    self._told.pop(task_id)[1]()
+                    self._ask(backend, task_id)
+        for task_id in found:
+            self._told.pop(task_id)[1]()
+        return found
 
     def _look(self, found: dict[str, Outcome]) -> None:
         """Ask the backends that tell of nothing, if it is time."""
@@ -146,15 +153,13 @@ class Arrivals:
         for key, asked in list(self._asked.items()):
             outcomes: dict[str, Outcome] = {}
             try:
-                outcomes.update((record.task_id, record) for record in asked.backend.wait_any(list(asked.ids), 0))
+                outcomes = _outcomes(asked.backend, list(asked.ids))
                 asked.patient_until = None
-            except TimeoutError:
-                asked.patient_until = None
-            except BackendError as error:
+            except Unavailable as error:
                 # A store that restarts is back within the time that somebody is willing to wait.
                 asked.patient_until = asked.patient_until or now + PATIENCE_S
                 if now >= asked.patient_until:
-                    outcomes.update(dict.fromkeys(asked.ids, error))
+                    outcomes = dict.fromkeys(asked.ids, error)
             for task_id in outcomes:
                 asked.ids.pop(task_id, None)
             if not asked.ids:
@@ -169,3 +174,28 @@ class Arrivals:
             end()
         self._told.clear()
         self._asked.clear()
+
+
+def _outcomes(backend: ResultBackend, ids: list[str]) -> dict[str, Outcome]:
+    """Look at tasks without waiting, with one question if possible; Unavailable if the store is."""
+    if len(ids) > 1:
+        try:
+            return {record.task_id: record for record in backend.wait_any(ids, 0)}
+        except TimeoutError:
+            return {}
+        except Unavailable:
+            raise
+        except AmqptasksError:
+            # It is about one of them; which one, each will tell.
+            pass
+    outcomes: dict[str, Outcome] = {}
+    for task_id in ids:
+        try:
+            outcomes[task_id] = backend.wait(task_id, 0)
+        except TimeoutError:
+            continue
+        except Unavailable:
+            raise
+        except AmqptasksError as error:
+            outcomes[task_id] = error
+    return outcomes

@@ -12,13 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from amqptasks.exceptions import ImproperlyConfigured, TimeoutError
+from amqptasks.exceptions import BackendGetMetaError, ImproperlyConfigured, TimeoutError
 from amqptasks.results.record import ResultRecord
 
 if TYPE_CHECKING:
     from amqptasks.wire.message import Message
 
-__all__ = ["DisabledBackend", "NoResultBackend", "OnRecord", "ResultBackend", "timed_out"]
+__all__ = ["DisabledBackend", "NoResultBackend", "OnRecord", "ResultBackend", "Unavailable", "timed_out"]
 
 #: Called with every record that comes in while waiting, the final one included.
 OnRecord = Callable[[ResultRecord], None]
@@ -31,6 +31,10 @@ def timed_out() -> TimeoutError:
 
 class NoResultBackend(ImproperlyConfigured, NotImplementedError):
     """A result was asked for, but the app keeps none. (Celery raises NotImplementedError here: that catches it too.)"""
+
+
+class Unavailable(BackendGetMetaError):
+    """The store could not be read, and may be back soon: who waits may go on waiting."""
 
 
 class ResultBackend(ABC):

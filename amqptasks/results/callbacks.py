@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from amqptasks.exceptions import BackendError
+from amqptasks.exceptions import AmqptasksError
 from amqptasks.results.arrivals import Arrivals, Outcome
 from amqptasks.results.record import ResultRecord
 from amqptasks.states import PROPAGATE_STATES
@@ -90,7 +90,7 @@ class _Waiting:
         self.result = result
         self.promise = promise
         self.left = 0
-        self.unseen: BackendError | None = None
+        self.unseen: AmqptasksError | None = None
 
     def settle(self) -> None:
         if self.unseen is not None:

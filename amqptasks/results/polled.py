@@ -25,7 +25,7 @@ from amqptasks.exceptions import (
     EncodeError,
     ImproperlyConfigured,
 )
-from amqptasks.results.backend import OnRecord, ResultBackend, timed_out
+from amqptasks.results.backend import OnRecord, ResultBackend, Unavailable, timed_out
 from amqptasks.results.record import ResultRecord
 from amqptasks.results.retries import StoreRetries, persist
 from amqptasks.wire.reprs import printable
@@ -89,10 +89,6 @@ class Store(ABC):
 
     def dispose(self) -> None:  # noqa: B027 - most have nothing to do
         """Close the connections: those in use as soon as they are not."""
-
-
-class _Unavailable(BackendGetMetaError):
-    """The store could not be read, and may be back soon."""
 
 
 _backends: weakref.WeakSet[StoreBackend] = weakref.WeakSet()
@@ -241,13 +237,13 @@ class StoreBackend(ResultBackend):
         patient_until: float | None = None
         pause_s = FIRST_PAUSE_S
         while True:
-            trouble: _Unavailable | None = None
+            trouble: Unavailable | None = None
             try:
                 found = look()
                 if found is not None:
                     return found
                 patient_until = None
-            except _Unavailable as error:
+            except Unavailable as error:
                 # A store that restarts is back within the time that somebody is willing to wait.
                 trouble, patient_until = error, patient_until or time.monotonic() + PATIENCE_S
             limit = patient_until if deadline is None else deadline
@@ -315,7 +311,7 @@ class StoreBackend(ResultBackend):
         except (BackendGetMetaError, ImproperlyConfigured):
             raise
         except Exception as error:
-            kind = _Unavailable if self._is_transient(error, 0) else BackendGetMetaError
+            kind = Unavailable if self._is_transient(error, 0) else BackendGetMetaError
             raise kind(f"cannot {what} in {self.as_uri()}: {self.reason(error)}") from error
 
     def _is_transient(self, error: Exception, retry: int) -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
-from amqptasks.exceptions import BackendError, ImproperlyConfigured, TimeoutError
+from amqptasks.exceptions import AmqptasksError, ImproperlyConfigured, TimeoutError
 from amqptasks.results.arrivals import Arrivals
 from amqptasks.results.awaiting import AwaitedSet
 from amqptasks.results.backend import ResultBackend, timed_out
@@ -257,7 +257,7 @@ class ResultSet(AwaitedSet, ResultBase):
                 if look is not None:
                     look()
                 for task_id, outcome in outcomes.items():
-                    if isinstance(outcome, BackendError):
+                    if isinstance(outcome, AmqptasksError):
                         raise outcome
                     same = pending.pop(task_id)
                     for leaf in same:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from proj import app, count
 
+from amqptasks.progress import track
+
 HERE = Path(__file__).resolve().parent
 STARTUP_S = 30.0
 STOP_S = 15.0
@@ -56,16 +58,6 @@ def worker(concurrency: int) -> Iterator[None]:
                 process.kill()
 
 
-def progress(done: int, total: int) -> None:
-    """Draw a bar on a terminal; elsewhere print a line every tenth of the way."""
-    if sys.stderr.isatty():
-        filled = 40 * done // total
-        end = "\n" if done == total else ""
-        print(f"\r  [{'#' * filled}{'.' * (40 - filled)}] {done}/{total} files", end=end, file=sys.stderr, flush=True)
-    elif done == total or done * 10 // total != (done - 1) * 10 // total:
-        print(f"  {done}/{total} files", file=sys.stderr, flush=True)
-
-
 def table(rows: Sequence[tuple[str, str]]) -> None:
     """Print two columns, the second to the right."""
     left, right = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
@@ -89,11 +81,10 @@ def main() -> None:
         with app.bulk():  # share the round trips to RabbitMQ; every task is confirmed when the block ends
             results = [count.delay(path) for path in paths]
         sent_s = time.perf_counter() - started
-        for done, result in enumerate(results, 1):
-            answer = result.get(timeout=60)
+        for result in track(results, "files", timeout=600):
+            answer = result.get()
             totals.update(lines=answer["lines"], words=answer["words"])
             identifiers.update(answer["identifiers"])
-            progress(done, len(paths))
         elapsed_s = time.perf_counter() - started
     print("\nIdentifiers used most:")
     table([(name, f"{times:,}") for name, times in identifiers.most_common(10)])

@@ -196,8 +196,9 @@ def test_tasks_are_revoked_by_what_they_are_stamped_with(
 
     results = {name: stamped(name) for name in ("ann", "bob", "cid")}
 
-    # When those of two of them are revoked
-    code.app.control.revoke_by_stamped_headers({"customer": ["ann", "cid"]})
+    # When those of two of them are revoked, one by the app and one by any result
+    code.app.control.revoke_by_stamped_headers({"customer": ["ann"]})
+    results["bob"].revoke_by_stamped_headers({"customer": "cid"})
     worker(code, "-c", "1")
 
     # Then only the third's runs

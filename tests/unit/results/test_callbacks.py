@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from amqptasks.exceptions import BackendGetMetaError, ResultUnreachable
+from amqptasks.exceptions import DecodeError, ResultUnreachable
 from amqptasks.result import AsyncResult, EagerResult, GroupResult, ResultSet
-from amqptasks.results.backend import DisabledBackend, NoResultBackend
+from amqptasks.results.backend import DisabledBackend, NoResultBackend, Unavailable
 from amqptasks.results.memory import MemoryBackend
 from amqptasks.results.record import ResultRecord
 from amqptasks.wire.failures import to_plain
@@ -221,10 +221,36 @@ class Broken(Asked):
 
     is_broken = True
 
-    def wait_any(self, *args: Any, **options: Any) -> list[ResultRecord]:
+    def wait(self, *args: Any, **options: Any) -> ResultRecord:
         if self.is_broken:
-            raise BackendGetMetaError("the store is away")
-        return super().wait_any(*args, **options)
+            raise Unavailable("the store is away")
+        return super().wait(*args, **options)
+
+
+class Away(Told):
+    """A backend that tells of news, and cannot be read the first times it is looked at."""
+
+    looks = 0
+
+    def wait(self, *args: Any, **options: Any) -> ResultRecord:
+        self.looks += 1
+        if self.looks < 3:
+            raise Unavailable("the store is away")
+        return super().wait(*args, **options)
+
+
+class Spoilt(Asked):
+    """A store in which one record cannot be read."""
+
+    def wait(self, task_id: str, *args: Any, **options: Any) -> ResultRecord:
+        if task_id == "spoilt":
+            raise DecodeError("no record")
+        return super().wait(task_id, *args, **options)
+
+    def wait_any(self, task_ids: Any, *args: Any, **options: Any) -> list[ResultRecord]:
+        if "spoilt" in task_ids:
+            raise DecodeError("one of them is no record")
+        return super().wait_any(task_ids, *args, **options)
 
 
 def test_a_store_that_is_away_is_asked_again() -> None:
@@ -233,6 +259,30 @@ def test_a_store_that_is_away_is_asked_again() -> None:
     AsyncResult("t", backend).then(calls)
     backend.is_broken = False
     calls.come()
+
+
+def test_a_store_that_tells_of_news_is_asked_while_it_is_away() -> None:
+    backend, calls = Away(), Calls()
+    AsyncResult("t", backend).then(calls)
+    end(backend, "t", 4)
+    calls.come()
+    assert backend.looks >= 3
+
+
+def test_a_record_that_cannot_be_read_is_an_error_of_its_task_alone() -> None:
+    # Given calls for three results of which one cannot be read
+    backend, calls, errors = Spoilt(), Calls(), Calls()
+    end(backend, "a", 1)
+    end(backend, "b", 2)
+    for name in ("a", "spoilt", "b"):
+        AsyncResult(name, backend).then(calls, on_error=errors)
+    # Then the others come, and its error does
+    calls.come(2)
+    errors.come()
+    assert [str(error) for error in errors.made] == ["no record"]
+    # And who waits for all of them learns of it
+    with pytest.raises(DecodeError, match="no record"):
+        ResultSet([AsyncResult(name, backend) for name in ("a", "spoilt", "b")]).get(timeout=WITHIN_S)
 
 
 def test_a_store_that_stays_away_is_an_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
