@@ -146,6 +146,11 @@ class Workshop:
             made = self._gates[name] = Gate(self.directory, name)
         return made
 
+    def open_gates(self) -> None:
+        """Open all gates that were made: no task stays behind one."""
+        for gate in self._gates.values():
+            gate.open()
+
     def ledger(self) -> list[str]:
         """What the tasks have noted, in order."""
         path = self.directory / "ledger"

@@ -272,8 +272,10 @@ class RpcBackend(ResultBackend):
                     raise BackendError("the result backend was closed while results were waited for")
                 ready = [slot.record for slot in slots if slot.record is not None and slot.record.is_final]
                 if on_record is not None:
+                    # What came before the waiter was there is not among its news, and is older.
+                    known = ready if told else [slot.record for slot in slots if slot.record is not None]
                     came = [waiter.news.popleft() for _ in range(len(waiter.news))]
-                    for record in (*came, *ready):
+                    for record in (*(each for each in known if each not in came), *came):
                         if not any(record is each for each in told):
                             told.append(record)
                             on_record(record)

@@ -14,6 +14,7 @@ from amqptasks.results.arrivals import Arrivals
 from amqptasks.results.awaiting import AwaitedSet
 from amqptasks.results.backend import ResultBackend, timed_out
 from amqptasks.results.context import assert_will_not_block, default_app
+from amqptasks.results.record import ResultRecord
 from amqptasks.results.relations import Callback, Look, OnMessage, ResultBase
 
 __all__ = ["LOOK_ASIDE_S", "MIN_SLICE_S", "ResultSet", "required_id"]
@@ -350,10 +351,18 @@ def _aside(pending: dict[str, list[Any]], on_interval: Look | None, follow_paren
 def _told_of(pending: dict[str, list[Any]], on_message: OnMessage) -> Callable[[float | None], dict[str, Any]]:
     """Return a wait for any of those pending that tells of every state."""
 
+    last: dict[str, ResultRecord] = {}
+
+    def tell(record: ResultRecord) -> None:
+        # Each wait begins with what is known by then, which the one before may have told.
+        if last.get(record.task_id) != record:
+            last[record.task_id] = record
+            on_message(record.to_plain())
+
     def take(timeout_s: float | None) -> dict[str, Any]:
         # One backend for all: a group's tasks belong to one app.
         backend: ResultBackend = next(iter(pending.values()))[0].backend
-        records = backend.wait_any(list(pending), timeout_s, lambda record: on_message(record.to_plain()))
+        records = backend.wait_any(list(pending), timeout_s, tell)
         return {record.task_id: record for record in records}
 
     return take

@@ -83,20 +83,32 @@ def shops(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterator
         yield shop_of
 
 
+@contextlib.contextmanager
+def in_use(shop: Workshop) -> Iterator[Workshop]:
+    """A worker for one test, whose tasks do not stay behind gates after it."""
+    yield shop
+    shop.open_gates()
+
+
 @pytest.fixture(params=BACKENDS)
-def shop(request: pytest.FixtureRequest, shops: Callable[[str], Workshop]) -> Workshop:
+def shop(request: pytest.FixtureRequest, shops: Callable[[str], Workshop]) -> Iterator[Workshop]:
     """A worker, with results over rpc:// or in a database."""
-    return shops(request.param)
+    with in_use(shops(request.param)) as used:
+        yield used
 
 
 @pytest.fixture
-def store(shops: Callable[[str], Workshop]) -> Workshop:
-    return shops("store")
+def store(shops: Callable[[str], Workshop]) -> Iterator[Workshop]:
+    """The worker with results in a database."""
+    with in_use(shops("store")) as used:
+        yield used
 
 
 @pytest.fixture
-def by_rpc(shops: Callable[[str], Workshop]) -> Workshop:
-    return shops("rpc")
+def by_rpc(shops: Callable[[str], Workshop]) -> Iterator[Workshop]:
+    """The worker with results over rpc://."""
+    with in_use(shops("rpc")) as used:
+        yield used
 
 
 class Calls(list[Any]):
