@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
@@ -43,7 +43,7 @@ class Arrivals:
     def __init__(self) -> None:
         self._news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._told: dict[str, tuple[ResultBackend, Callable[[], None]]] = {}
-        self._added: queue.SimpleQueue[tuple[ResultBackend, str]] = queue.SimpleQueue()
+        self._added: queue.SimpleQueue[tuple[ResultBackend, str, bool]] = queue.SimpleQueue()
         self._asked: dict[int, _Asked] = {}
         self._pause_s = FIRST_PAUSE_S
         self._look_due = 0.0
@@ -63,29 +63,23 @@ class Arrivals:
             ResultUnreachable: This process can never see its result.
         """
         end = backend.subscribe(task_id, lambda: self._news.put(task_id))
-        if end is None:
-            self._added.put((backend, task_id))
-            self._news.put(None)
-            return
-        self._told[task_id] = (backend, end)
+        if end is not None:
+            self._told[task_id] = (backend, end)
         # It may have come before anybody was there to be told.
-        self._news.put(task_id)
-
-    def wake(self) -> None:
-        """Make `take` return, with nothing if need be. From any thread."""
+        self._added.put((backend, task_id, end is not None))
         self._news.put(None)
 
     def take(self, timeout_s: float | None) -> dict[str, Outcome]:
-        """Wait until something is there, or `wake` was called, and return what is. Each task comes once.
+        """Wait until something is there, and return all that is. Each task comes once.
 
         Raises:
             TimeoutError: Nothing has come in time.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            found, is_woken = self._hear(self._patience(deadline))
+            found = self._hear(self._patience(deadline))
             self._look(found)
-            if found or is_woken:
+            if found:
                 return found
             if deadline is not None and time.monotonic() >= deadline:
                 raise timed_out()
@@ -95,55 +89,51 @@ class Arrivals:
         ends = [each for each in (deadline, self._look_due if self._asked else None) if each is not None]
         return max(0.0, min(ends) - time.monotonic()) if ends else None
 
-    def _hear(self, timeout_s: float | None) -> tuple[dict[str, Outcome], bool]:
-        is_woken = False
-        ids: dict[str, None] = {}
+    def _hear(self, timeout_s: float | None) -> dict[str, Outcome]:
+        found: dict[str, Outcome] = {}
         try:
             news = self._news.get(timeout=timeout_s)
             while True:
                 if news is None:
-                    is_woken = not self._take_added() or is_woken
+                    self._take_added(found)
                 else:
-                    ids[news] = None
+                    told = self._told.get(news)
+                    if told is not None:
+                        self._look_at(told[0], [news], found)
                 news = self._news.get_nowait()
         except queue.Empty:
-            return self._look_at(ids), is_woken
+            return found
 
-    def _take_added(self) -> bool:
-        """Take in what was added for asking; False if nothing was."""
-        is_some = False
-        while True:
-            try:
-                backend, task_id = self._added.get_nowait()
-            except queue.Empty:
-                return is_some
-            is_some = True
-            self._ask(backend, task_id)
+    def _take_added(self, found: dict[str, Outcome]) -> None:
+        """Look at what was added: at all of it at once, as it may be there already."""
+        told: dict[int, tuple[ResultBackend, list[str]]] = {}
+        while not self._added.empty():
+            backend, task_id, is_told = self._added.get_nowait()
+            if not is_told:
+                self._ask(backend, task_id)
+            elif task_id in self._told:
+                told.setdefault(id(backend), (backend, []))[1].append(task_id)
+        for backend, ids in told.values():
+            self._look_at(backend, ids, found)
 
     def _ask(self, backend: ResultBackend, task_id: str) -> None:
         self._asked.setdefault(id(backend), _Asked(backend)).ids[task_id] = None
         # Who has just been sent may be there soon.
         self._pause_s, self._look_due = FIRST_PAUSE_S, 0.0
 
-    def _look_at(self, ids: Iterable[str]) -> dict[str, Outcome]:
-        """Look at those of which there is news."""
-        found: dict[str, Outcome] = {}
-        backends: dict[int, tuple[ResultBackend, list[str]]] = {}
-        for task_id in ids:
-            told = self._told.get(task_id)
-            if told is not None:
-                backends.setdefault(id(told[0]), (told[0], []))[1].append(task_id)
-        for backend, some in backends.values():
-            try:
-                found.update(_outcomes(backend, some))
-            except Unavailable:
-                # Who tells news may have none of what happens while it is away.
-                for task_id in some:
-                    self._told.pop(task_id)[1]()
-                    self._ask(backend, task_id)
-        for task_id in found:
+    def _look_at(self, backend: ResultBackend, ids: list[str], found: dict[str, Outcome]) -> None:
+        """Look at some of those that are told of."""
+        try:
+            outcomes = _outcomes(backend, ids)
+        except Unavailable:
+            # Who tells of news may have none of what happens while it is away.
+            for task_id in dict.fromkeys(ids):
+                self._told.pop(task_id)[1]()
+                self._ask(backend, task_id)
+            return
+        for task_id in outcomes:
             self._told.pop(task_id)[1]()
-        return found
+        found.update(outcomes)
 
     def _look(self, found: dict[str, Outcome]) -> None:
         """Ask the backends that tell of nothing, if it is time."""

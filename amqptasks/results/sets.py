@@ -152,8 +152,8 @@ class ResultSet(AwaitedSet, ResultBase):
     ) -> list[Any]:  # fmt: skip
         """Wait for all members and return their values in order.
 
-        The error of any member is raised when it is known, not when its turn comes; that of an earlier step of a chain
-        at most `interval` seconds late.
+        The error of any member, and that of an earlier step of a chain, is raised when it is known or at most
+        `interval` seconds later, not when its turn comes.
 
         Args:
             timeout: Seconds to wait at most, for all of them together.
@@ -170,11 +170,14 @@ class ResultSet(AwaitedSet, ResultBase):
             assert_will_not_block()
         deadline = None if timeout is None else time.monotonic() + timeout
         look = None
-        if on_message is None:
+        unfinished = next((leaf for leaf in self.leaves() if leaf._final is None and not leaf.ignored), None)
+        if on_message is None and unfinished is not None and not unfinished.backend.in_message:
+            # One question for all.
             for leaf in self._as_finished(deadline, interval, on_interval, follow_parents=propagate):
                 if propagate:
                     leaf.maybe_throw()
         elif propagate or on_interval:
+            # Answers come by themselves: waiting for one after another costs least.
             look = _seldom(self._looks(propagate, on_interval), interval)
         values = []
         for result in self.results:
