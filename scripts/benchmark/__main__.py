@@ -36,7 +36,7 @@ SETTLE_S = 1.0
 PREFETCH = "64"
 
 #: The rows that need a worker and results by rpc.
-CALLING = ("call", "in-flight", "group", "chord", "chord-group")
+CALLING = ("call", "in-flight", "chain", "group", "chord", "chord-group")
 
 Results = dict[str, dict[str, float]]
 
@@ -178,7 +178,9 @@ class Bench:
                     self.canvases(side, env)
 
     def canvases(self, side: Side, env: dict[str, str]) -> None:
-        """The figures of groups and chords, with results by rpc."""
+        """The figures of chains, groups and chords, with results by rpc."""
+        if self.wants("chain"):
+            self.note("chain", side.name, self.client(side, "chain", 100, env)["ms"])
         if self.wants("group"):
             self.note("group", side.name, self.client(side, "group", 1_000, env)["ms"])
         if self.wants("chord", "chord-group") and side is AMQPTASKS:

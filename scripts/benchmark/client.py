@@ -93,6 +93,12 @@ def group(side: Any, count: int) -> dict[str, float]:
     return {"ms": _wall(side, lambda: side.group(count))}
 
 
+def chain(side: Any, count: int) -> dict[str, float]:
+    """Wall time of a chain, until its last step's answer is there."""
+    _wall(side, lambda: side.chain(2))
+    return {"ms": statistics.median(_wall(side, lambda: side.chain(count)) for _ in range(5))}
+
+
 def chord(side: Any, count: int) -> dict[str, float]:
     """Wall time of a chord and its body's answer, and of a group as large, in turn."""
     turns = [(_wall(side, lambda: side.chord(count)), _wall(side, lambda: side.group(count))) for _ in range(5)]
@@ -107,7 +113,8 @@ def _wall(side: Any, act: Any) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-MEASUREMENTS = {each.__name__: each for each in (fill, delayed, send_cpu, send_wall, call, in_flight, group, chord)}
+_ALL = (fill, delayed, send_cpu, send_wall, call, in_flight, chain, group, chord)
+MEASUREMENTS = {each.__name__: each for each in _ALL}
 
 
 def main() -> None:

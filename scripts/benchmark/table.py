@@ -56,6 +56,7 @@ ROWS = (
     Row("in-flight", "2,000 calls in flight", "calls/s", 0, (Limit(6, "celery", True),)),
     Row("call-redis", "delay().get() one by one, results in Redis, p50", "ms", 3, (Limit(1, "celery"),)),
     Row("in-flight-redis", "2,000 calls in flight, results in Redis", "calls/s", 0),
+    Row("chain", "chain of 100 with get", "ms", 0, (Limit(0.6, "celery"),)),
     Row("group", "group of 1,000 with get", "ms", 0),
     Row("chord", "chord of 1,000 with get", "ms", 0),
     Row("chord-group", "chord of 1,000, against a group of 1,000", "x", 2, (Limit(2),)),

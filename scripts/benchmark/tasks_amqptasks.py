@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from amqptasks import App
+from amqptasks import chain as chains
 from amqptasks import chord as chords
 from amqptasks import group as groups
 
@@ -30,6 +31,12 @@ def accept(_values: list[None]) -> None:
     """Do nothing with a list of results."""
 
 
+@app.task(name="step")
+def step(number: int) -> int:
+    """Hand a number on."""
+    return number
+
+
 @app.task(name="silent", ignore_result=True)
 def silent() -> None:
     """Do nothing and keep no result."""
@@ -44,6 +51,11 @@ def burst(count: int, *, wanted: bool = False) -> list[Any]:
     """Send many tasks as the system's users would, and be sure that they were sent."""
     with app.bulk():
         return [send(wanted=wanted) for _ in range(count)]
+
+
+def chain(count: int) -> Any:
+    """Send a chain."""
+    return chains(step.s(0), *(step.s() for _ in range(count - 1))).delay()
 
 
 def group(count: int) -> Any:

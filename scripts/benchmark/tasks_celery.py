@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from celery import Celery
+from celery import chain as chains
 from celery import group as groups
 
 app = Celery("bench", broker=os.environ["BENCH_URL"].replace("%2F", "/"), backend=os.environ["BENCH_BACKEND"])
@@ -20,7 +21,13 @@ def _nothing() -> None:
     """Do nothing."""
 
 
+def _number(number: int) -> int:
+    """Hand a number on."""
+    return number
+
+
 noop = app.task(name="noop")(_nothing)
+step = app.task(name="step")(_number)
 silent = app.task(name="silent", ignore_result=True)(_nothing)
 
 
@@ -32,6 +39,11 @@ def send(*, wanted: bool = False) -> Any:
 def burst(count: int, *, wanted: bool = False) -> list[Any]:
     """Send many tasks."""
     return [send(wanted=wanted) for _ in range(count)]
+
+
+def chain(count: int) -> Any:
+    """Send a chain."""
+    return chains(step.s(0), *(step.s() for _ in range(count - 1))).delay()
 
 
 def group(count: int) -> Any:
