@@ -83,6 +83,14 @@ TASKS = """
         return self.replace(app.signature(args[-1]))
 
     @app.task(bind=True)
+    async def become_at_once(self, *args):
+        return self.replace(app.signature(args[-1]))
+
+    @app.task(bind=True)
+    def begin(self, call):
+        return app.signature(call).delay().id
+
+    @app.task(bind=True)
     def become_twice(self, times, call):
         return self.replace(become_twice.s(times - 1, call) if times else app.signature(call))
 
@@ -272,6 +280,32 @@ def test_what_cannot_take_a_tasks_place_fails_it(tasks: Any) -> None:
     ):
         with pytest.raises(ImproperlyConfigured, match=complaint):
             get(tasks.become.delay(call))
+
+
+@pytest.mark.parametrize("pool", ["asyncio", "threads"])
+def test_tasks_are_replaced_in_every_pool(shop: Workshop, tasks: Any, pool: str) -> None:
+    # Given a worker with another pool, on a queue of its own
+    queue = f"{shop.queue}-{pool}"
+    shop.also_delete(queue)
+    shop.start("-P", pool, "-Q", queue)
+    pair = [tasks.add.s(1, 1).set(queue=queue), tasks.add.s(2, 2).set(queue=queue)]
+    for become in (tasks.become, tasks.become_at_once):
+        # When tasks become others there, one in a chord / Then those answer for them
+        call = become.s(group(pair)).set(queue=queue)
+        assert get(call.delay()) == [2, 4]
+        assert get(chord([call, *pair])(tasks.total.s())) == 12
+
+
+def test_what_a_task_begins_is_among_its_children(tasks: Any) -> None:
+    # Given a task that sends a call, a group or a chain
+    add = tasks.add
+    for call, members in ((add.s(1, 1), None), (group([add.s(1, 1), add.s(2, 2)]), 2), (add.s(1, 1) | add.s(2), None)):
+        result = tasks.begin.delay(call)
+        begun = get(result)
+        # Then there is one child: the call's result, the group's, or that of the first step of the chain
+        (child,) = result.children
+        assert (len(child) if isinstance(child, GroupResult) else None) == members
+        assert (child.id == begun) is (call.subtask_type != "chain")
 
 
 def test_a_chord_that_has_begun_does_not_grow(tasks: Any) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 from amqptasks import App
 from amqptasks.canvas import maybe_signature
+from amqptasks.wire.serializers import Limits, dumps, loads
 from tests import canvases
 
 
@@ -25,6 +27,12 @@ def tasks() -> SimpleNamespace:
     )
 
 
+def travelled(call: Any, name: str) -> Any:
+    """What arrives of a canvas that is sent."""
+    content_type, encoding, body = dumps(call, name)
+    return loads(body, content_type, encoding, frozenset([content_type]), Limits())
+
+
 @settings(max_examples=200)
 @given(shape=canvases.canvases())
 def test_a_canvas_is_worth_what_python_says(tasks: SimpleNamespace, shape: canvases.Shape) -> None:
@@ -35,8 +43,9 @@ def test_a_canvas_is_worth_what_python_says(tasks: SimpleNamespace, shape: canva
 
     # When it runs, twice, and when it has been on a journey
     first, second = call.apply_async((1,)), call.clone((1,)).apply_async()
-    travelled = maybe_signature(json.loads(before), app=tasks.app).apply_async((1,))
+    copies = [maybe_signature(travelled(call, name), app=tasks.app) for name in ("json", "msgpack")]
+    others = [copy.apply_async((1,)).get() for copy in copies]
 
     # Then all give that, and the canvas is as it was
-    assert first.get() == second.get() == travelled.get() == expected
+    assert [first.get(), second.get(), *others] == [expected] * 4
     assert json.dumps(call) == before
