@@ -6,6 +6,8 @@ A canvas is a tuple: ``("add", n)``, ``("total",)``, ``("number", n)``, ``("chai
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 from hypothesis import strategies as st
@@ -58,22 +60,30 @@ def is_clear(chain: Shape) -> bool:
     return len(steps) > 1 and not any(step[0] == "group" and len(step[1]) == 1 for step in chain[1])
 
 
+def has_small_groups(shape: Shape) -> bool:
+    if shape[0] not in ("chain", "group", "chord"):
+        return False
+    return (shape[0] == "group" and len(shape[1]) < 2) or any(map(has_small_groups, [*shape[1], *shape[2:]]))
+
+
 def gives(shape: Shape) -> bool:
     """Whether it has a result at all."""
     kind = shape[0]
     return any(map(gives, shape[1])) if kind in ("chain", "group") else True
 
 
-def build(shape: Shape, tasks: Any) -> Any:
-    """The canvas as a call."""
+def build(shape: Shape, tasks: Any, *, piped: bool = False) -> Any:
+    """The canvas as a call; its chains written with ``|``, if that is wanted and makes no difference."""
     kind, *parts = shape
     if kind == "number":
         return tasks.number.si(*parts)
     if kind in ("add", "total"):
         return getattr(tasks, kind).s(*parts)
-    members = [build(each, tasks) for each in parts[0]]
+    members = [build(each, tasks, piped=piped) for each in parts[0]]
     if kind == "chord":
-        return kinds.chord(members, build(parts[1], tasks))
+        return kinds.chord(members, build(parts[1], tasks, piped=piped))
+    if kind == "chain" and piped and len(members) > 1 and not has_small_groups(shape):
+        return functools.reduce(operator.or_, members)
     return kinds.chain(*members) if kind == "chain" else kinds.group(members)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from amqptasks.canvas.chord import chord
-from amqptasks.canvas.group import group, tasks_in, unrolled
+from amqptasks.canvas.group import group, is_nothing, tasks_in, unrolled
 from amqptasks.canvas.parts import as_list, shortened
 from amqptasks.canvas.sending import expecting
 from amqptasks.canvas.signature import Signature, maybe_signature, signatures
@@ -74,7 +74,7 @@ class chain(Signature):
         if isinstance(left, chain):
             return _after_chain(left, right)
         if isinstance(left, group):
-            return left if _is_empty(right) else chord(left.spread(), body=right, app=left._app)
+            return left if is_nothing(right) else chord(left.spread(), body=right, app=left._app)
         if isinstance(right, group):
             right = _unrolled(right)
         if isinstance(left, chord) and not isinstance(right, (group, chain)):
@@ -267,10 +267,6 @@ def _dissolved(call: chain) -> list[Any]:
     return steps
 
 
-def _is_empty(call: Any) -> bool:
-    return isinstance(call, group) and not call.tasks
-
-
 def _unrolled(call: Any) -> Any:
     """Return the member of a group of one; any other call as it is."""
     if not isinstance(call, group) or len(call.tasks) != 1:
@@ -286,11 +282,14 @@ def _with_body(left: chord, right: Signature) -> Any:
 
 def _after_chain(left: chain, right: Signature) -> Any:
     right = _unrolled(right)
-    if _is_empty(right):
+    if is_nothing(right):
         return left
     if isinstance(right, chain):
         return functools.reduce(operator.or_, _dissolved(right), left)
     steps = left.unchain_tasks()
+    while steps and is_nothing(steps[-1]):
+        # It must not become a chord's header: the result before it would be lost.
+        steps.pop()
     if not steps and isinstance(right, group):
         return right
     last = steps[-1] if steps else None
@@ -319,7 +318,7 @@ def _folded(cls: Any, calls: list[Any]) -> Any:
 
 def _merged(steps: list[Any], call: Any, *, is_last: bool) -> Any:
     call = _unrolled(call)
-    if _is_empty(call):
+    if is_nothing(call):
         return steps
     if isinstance(call, chain):
         rest = _dissolved(call)

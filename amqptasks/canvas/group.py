@@ -15,7 +15,7 @@ from amqptasks.exceptions import InvalidTaskError
 from amqptasks.results.context import answers_go_to
 from amqptasks.results.handles import GroupResult
 
-__all__ = ["group", "members_of", "unrolled"]
+__all__ = ["group", "is_nothing", "members_of", "tasks_in", "unrolled"]
 
 # What concerns the group as a whole, and not its members.
 _OWN_OPTIONS = ("task_id", "group_id", "group_index", "chord", "root_id", "parent_id", "link", "link_error")
@@ -202,12 +202,13 @@ def unrolled(tasks: Iterable[Any]) -> Iterable[Any]:
     for call in tasks:
         if isinstance(call, group):
             yield from unrolled(call.tasks)
-        elif not _is_nothing(call):
+        elif not is_nothing(call):
             yield call
 
 
-def _is_nothing(call: Any) -> bool:
-    return call.subtask_type in ("chain", "group") and all(map(_is_nothing, call.kwargs["tasks"]))
+def is_nothing(call: Any) -> bool:
+    """Whether a call consists of nothing, at any depth: it is then left out of what it stands in."""
+    return call.subtask_type in ("chain", "group") and all(map(is_nothing, call.kwargs["tasks"]))
 
 
 def tasks_in(plain: Signature, key: str) -> list[Any]:

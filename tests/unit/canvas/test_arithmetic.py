@@ -33,7 +33,7 @@ def travelled(call: Any, name: str) -> Any:
     return loads(body, content_type, encoding, frozenset([content_type]), Limits())
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(shape=canvases.canvases())
 def test_a_canvas_is_worth_what_python_says(tasks: SimpleNamespace, shape: canvases.Shape) -> None:
     # Given a canvas, and what it is worth
@@ -41,11 +41,12 @@ def test_a_canvas_is_worth_what_python_says(tasks: SimpleNamespace, shape: canva
     expected = canvases.value_of(shape, 1)
     before = json.dumps(call)
 
-    # When it runs, twice, and when it has been on a journey
+    # When it runs, twice, written with |, and when it has been on a journey
     first, second = call.apply_async((1,)), call.clone((1,)).apply_async()
     copies = [maybe_signature(travelled(call, name), app=tasks.app) for name in ("json", "msgpack")]
+    copies.append(canvases.build(shape, tasks, piped=True))
     others = [copy.apply_async((1,)).get() for copy in copies]
 
     # Then all give that, and the canvas is as it was
-    assert [first.get(), second.get(), *others] == [expected] * 4
+    assert [first.get(), second.get(), *others] == [expected] * 5
     assert json.dumps(call) == before
