@@ -230,6 +230,15 @@ def test_a_group_and_a_task_are_a_chord(tasks: Any) -> None:
     assert get(upgraded()) == 90
 
 
+def test_what_follows_a_chord_with_a_group_for_a_body_gets_its_results(tasks: Any) -> None:
+    add, xsum = tasks.add, tasks.xsum
+    wide = chord([add.si(1, 1), add.si(2, 2)], group([xsum.s(), xsum.s()]))
+    assert get(wide.delay()) == [6, 6]
+    then = xsum.s() | add.s(0)
+    for call in (wide | xsum.s(), wide | then, chain(wide, xsum.s(), add.s(0)), chain(add.si(0, 0), wide | then)):
+        assert get(call.delay()) == 12, call
+
+
 # -- a task that becomes another call
 
 
@@ -271,6 +280,11 @@ def test_a_replacement_keeps_the_ids(tasks: Any) -> None:
     assert last["args"] == ["replaced"]
     assert (last["id"], last["root"], last["parent"]) == (result.id, first["id"], first["id"])
     assert (first["nesting"], last["nesting"]) == (0, 3)
+    # And of a chain each step, and each that follows, knows of it
+    result = (tasks.become.s(tasks.ids.s() | tasks.ids.s()) | tasks.ids.s()).delay()
+    last = get(result)
+    (middle,) = last["args"]
+    assert [each["nesting"] for each in (last, middle, *middle["args"])] == [1, 1, 1]
 
 
 def test_what_cannot_take_a_tasks_place_fails_it(tasks: Any) -> None:
