@@ -46,12 +46,14 @@ class ResultBackend(ABC):
             whatever else follows the task, instead of calling `store`.
         compresses: Whether ``result_compression`` acts on what it keeps.
         expires_failures: Whether ``result_failure_expires`` does.
+        counts_chords: Whether it counts the parts of Celery's chords.
     """
 
     persistent: bool = True
     in_message: bool = False
     compresses: bool = False
     expires_failures: bool = False
+    counts_chords: bool = False
 
     # -- the worker's side
 
@@ -208,6 +210,27 @@ class ResultBackend(ABC):
             f"the result backend {self.as_uri()} cannot save groups; use one that stores results, or keep the "
             "GroupResult itself"
         )
+
+    # -- Celery's chords, where `counts_chords`
+
+    def count_part(self, group_id: str, task_id: str, index: int | None, state: str, value: Any) -> bool:
+        """Count the end of a part of a chord of Celery's; returns whether it was the last. Counting twice is counting
+        once, and gives the same answer.
+
+        Raises:
+            BackendStoreError: It could not be counted.
+        """
+        del group_id, task_id, index, state, value
+        return False
+
+    def counted_parts(self, group_id: str) -> list[tuple[str, str, Any]]:
+        """Return the id, the state and the result (or error, plain) of each part, in the header's order.
+
+        Raises:
+            BackendGetMetaError: They could not be read.
+        """
+        del group_id
+        return []
 
     # -- life
 

@@ -62,6 +62,7 @@ def from_app(url: str, app: BackendApp) -> RedisBackend:
         "max_connections": conf.redis_max_connections,
         "retry_on_timeout": conf.redis_retry_on_timeout,
         "expires_s": conf.result_expires,
+        "chord_expires_s": conf.result_expires if conf.result_chord_expires is None else conf.result_chord_expires,
         "failure_expires_s": conf.result_expires if failure_expires is None else failure_expires,
     }
     return RedisBackend(url, options, Keys.of(conf), Payloads.of(conf, app.limits()), StoreRetries.of(conf))
@@ -81,6 +82,7 @@ class RedisBackend(StoreBackend):
     # Redis deletes what has expired.
     cleans_up = False
     expires_failures = True
+    counts_chords = True
 
     def __init__(
         self, url: str, options: Mapping[str, Any] | None = None, keys: Keys | None = None,
@@ -128,6 +130,22 @@ class RedisBackend(StoreBackend):
     def is_refused(self, error: BaseException) -> bool:
         """Whether no key or value can be made of it."""
         return isinstance(error, UnicodeError)
+
+    # -- Celery's chords
+
+    def count_part(self, group_id: str, task_id: str, index: int | None, state: str, value: Any) -> bool:
+        """Count the end of a part as Celery does, trying again as for results."""
+        what = f"count task {printable(task_id, 64)} in its chord"
+
+        def count(store: Store) -> bool:
+            return cast("RedisStore", store).count_part(group_id, task_id, index, state, value)
+
+        return self._write(what, count, brief=False)
+
+    def counted_parts(self, group_id: str) -> list[tuple[str, str, Any]]:
+        """Return the parts that were counted, by Celery's workers too."""
+        what = f"read the parts of chord {printable(group_id, 64)}"
+        return self._read(what, lambda store: cast("RedisStore", store).parts(group_id))
 
     # -- the caller's side
 

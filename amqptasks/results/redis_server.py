@@ -26,6 +26,7 @@ from amqptasks.results.keyvalue import Keys, dump_group, dump_record, load_group
 from amqptasks.results.payload import Payloads
 from amqptasks.results.polled import Store
 from amqptasks.results.record import ResultRecord, supersedes
+from amqptasks.results.redis_chords import ChordTimes, count_part, read_parts
 from amqptasks.results.redis_url import Target, read_url
 from amqptasks.states import FAILURE
 from amqptasks.urls import mask_url
@@ -79,7 +80,8 @@ class RedisOptions:
         transport: ``result_backend_transport_options``.
         max_connections: Connections at once, besides the one that news come over; None for no limit.
         retry_on_timeout: Try a command that timed out once more.
-        expires_s, failure_expires_s: How long results, and failures, are kept; None or 0 for ever.
+        expires_s, failure_expires_s, chord_expires_s: How long results, failures, and parts of Celery's chords are
+            kept; None or 0 for ever.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -88,6 +90,7 @@ class RedisOptions:
     retry_on_timeout: bool = False
     expires_s: float | None = 86_400.0
     failure_expires_s: float | None = 86_400.0
+    chord_expires_s: float | None = 86_400.0
 
 
 class RedisStore(Store):
@@ -202,11 +205,13 @@ class RedisStore(Store):
             known = self._put(key, value, expires, known)
 
     def _put(self, key: bytes, value: bytes, expires: int, expected: bytes) -> bytes | None:
+        return cast("bytes | None", self._run(_PUT, _PUT_NAME, [key], [value, expires, expected]))
+
+    def _run(self, script: bytes, name: str, keys: list[bytes], arguments: list[Any]) -> Any:
         try:
-            answer = self.command("EVALSHA", _PUT_NAME, 1, key, value, expires, expected)
+            return self.command("EVALSHA", name, len(keys), *keys, *arguments)
         except redis.exceptions.NoScriptError:
-            answer = self.command("EVAL", _PUT, 1, key, value, expires, expected)
-        return cast("bytes | None", answer)
+            return self.command("EVAL", script, len(keys), *keys, *arguments)
 
     def _readable(self, key: bytes, value: bytes) -> ResultRecord | None:
         try:
@@ -246,6 +251,23 @@ class RedisStore(Store):
     def delete_group(self, group_id: str) -> None:
         """Drop a group."""
         self.command("DEL", self._keys.group(group_id).encode())
+
+    # -- Celery's chords
+
+    def count_part(self, group_id: str, task_id: str, index: int | None, state: str, value: Any) -> bool:
+        """Count a part of a chord; returns whether it was the last."""
+        part = (task_id, index, state, value)
+        return count_part(self._run, self._keys.group(group_id), part, self._payloads, self._chord_times())
+
+    def parts(self, group_id: str) -> list[tuple[str, str, Any]]:
+        """Return the id, the state and the result of each part that was counted."""
+        return read_parts(self.command, self._keys.group(group_id), self._payloads, self._chord_times())
+
+    def _chord_times(self) -> ChordTimes:
+        options = self._options
+        expires = _seconds(options.chord_expires_s)
+        group = max(expires, _seconds(options.expires_s)) if expires and options.expires_s else 0
+        return ChordTimes(expires, group, bool(options.transport.get("result_chord_ordered", True)))
 
     # -- news
 

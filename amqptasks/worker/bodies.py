@@ -5,7 +5,7 @@ Nothing is sent here: this makes what follows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from amqptasks.app.app import App
@@ -13,12 +13,13 @@ from amqptasks.app.context import Context
 from amqptasks.canvas.parts import as_list
 from amqptasks.canvas.signature import Signature
 from amqptasks.exceptions import ChordError
-from amqptasks.states import FAILURE
 from amqptasks.wire.chord import Manifest
-from amqptasks.worker.follow_ups import FollowUps, wants_result
 from amqptasks.worker.outcome import Next, made
 
-__all__ = ["call_body", "fail_body"]
+__all__ = ["Fail", "call_body", "fail_body"]
+
+#: Makes all that follows the failure of a call that has not run: of its request, the error, the traceback.
+Fail = Callable[[Context, ChordError, str], tuple[Next, ...]]
 
 #: Canvases in canvases are looked through this deep.
 MAX_DEPTH = 100
@@ -37,16 +38,11 @@ def call_body(
     return made(collected)
 
 
-def fail_body(
-    app: App, hostname: str, body: Signature, manifest: Manifest, error: ChordError, traceback: str
-) -> tuple[Next, ...]:
+def fail_body(body: Signature, manifest: Manifest, error: ChordError, traceback: str, fail: Fail) -> tuple[Next, ...]:
     """Make all that follows the failure of a body that has not run: answers, errbacks, the end of its chain."""
-    follow_ups = FollowUps(app, hostname)
     found: list[Next] = []
     for call, chain in _heads(body, [], MAX_DEPTH):
-        request = _request(call, chain, manifest)
-        store = bool(request.id) and wants_result(app, app.tasks.get(call.task), request, FAILURE)
-        found.extend(follow_ups.failure(request, error, traceback, store=store))
+        found.extend(fail(_request(call, chain, manifest), error, traceback))
     return tuple(found)
 
 

@@ -142,10 +142,18 @@ class FollowUps:
 
         Raises:
             EncodeError: That cannot be serialized, or is too large.
+            BackendStoreError: It is a part of a chord of Celery's, and could not be counted.
         """
         from amqptasks.worker.parts import succeeded
 
-        return succeeded(self._app, request, value)
+        if not self._app.backend.counts_chords:
+            return succeeded(self._app, request, value)
+        from amqptasks.worker import celery_chords
+
+        return (
+            *succeeded(self._app, request, value),
+            *celery_chords.succeeded(self._app, request, value, self.never_run),
+        )
 
     def failed_parts(self, request: Context, error: BaseException, traceback: str | None) -> tuple[Next, ...]:
         """Tell the chords whose parts will never be there: the task's own, and those of what its chain will not
@@ -154,7 +162,12 @@ class FollowUps:
             return ()
         from amqptasks.worker.parts import failed
 
-        return failed(self._app.conf, request, error, traceback)
+        ours = failed(self._app.conf, request, error, traceback)
+        if not self._app.backend.counts_chords:
+            return ours
+        from amqptasks.worker import celery_chords
+
+        return (*ours, *celery_chords.failed(self._app, request, error, FAILURE, self.never_run))
 
     def unreadable_part(self, request: Context, error: BaseException) -> tuple[Next, ...]:
         """Tell the chord whose part a message may have been that cannot be read."""
@@ -204,6 +217,12 @@ class FollowUps:
         except AmqptasksError as trouble:
             logger.error("What follows the failure of task %s cannot be sent: %s", request.id, trouble)
             return follow_ups
+
+    def never_run(self, request: Context, error: BaseException, traceback: str | None) -> tuple[Next, ...]:
+        """Make all that follows the failure of a call that has not run and never will."""
+        task = self._app.tasks.get(request.task or "")
+        store = bool(request.id) and wants_result(self._app, task, request, FAILURE)
+        return self.failure(request, error, traceback, store=store)
 
     @staticmethod
     def _inherited(request: Context) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from amqptasks.wire.message import EncodedMessage
 from amqptasks.wire.reprs import printable
 from amqptasks.wire.serializers import accepted
 from amqptasks.worker.bodies import call_body, fail_body
+from amqptasks.worker.follow_ups import FollowUps
 from amqptasks.worker.gathered import Gathered
 from amqptasks.worker.outcome import FollowUp, Next, Opening
 
@@ -239,7 +240,8 @@ class Joiner:
         if body is None:
             return
         logger.error("Chord %s has failed: %s", self._collector, error)
-        follow_ups = fail_body(self._app, self._hostname, body, manifest, error, format_traceback(error))
+        fail = FollowUps(self._app, self._hostname).never_run
+        follow_ups = fail_body(body, manifest, error, format_traceback(error), fail)
         for problem in self._send(follow_ups):
             if problem:
                 logger.error("What follows the failure of chord %s cannot be sent: %s", self._collector, problem)

@@ -28,7 +28,7 @@ def settings(broker_url: str, queue: str, queue_type: str) -> dict[str, Any]:
     """The settings that both kinds of app understand, and must be given alike to share queues."""
     return {
         "broker_url": broker_url,
-        "result_backend": "rpc://",
+        "result_backend": os.environ.get("INTEROP_BACKEND", "rpc://"),
         "task_default_queue": queue,
         "task_default_queue_type": queue_type,
         "task_create_missing_queue_type": queue_type,
