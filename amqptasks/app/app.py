@@ -10,7 +10,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from datetime import tzinfo
+from datetime import datetime, timezone, tzinfo
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -189,11 +189,17 @@ class App(TaskHome, AsyncSending):
     def timezone(self) -> tzinfo | None:
         """The zone in which moments without one are meant; None for UTC."""
         name = self.conf.timezone
-        if not name:
-            return None
+        if not name or isinstance(name, tzinfo):
+            return name or None
+        if name == "UTC":  # Needs no database of zones, which a slim container may lack.
+            return timezone.utc
         from zoneinfo import ZoneInfo
 
-        return name if isinstance(name, tzinfo) else ZoneInfo(name)
+        return ZoneInfo(name)
+
+    def now(self) -> datetime:
+        """Return the present moment, in the app's zone."""
+        return datetime.now(self.timezone or timezone.utc)
 
     def setup_security(
         self, allowed_serializers: Iterable[str] | None = None, key: str | None = None,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +289,24 @@ def test_a_mistake_is_refused_by_name_with_its_source(
     message = str(caught.value)
     assert [part for part in said if part not in message] == []
     assert f"from {SOURCES[source]}" in message
+
+
+def test_utc_needs_no_database_of_zones() -> None:
+    # Given a machine without time zones, as slim containers are / When an app is in UTC
+    code = (
+        "import sys; sys.modules['tzdata'] = None; from amqptasks import App; app = App('proj', timezone='UTC')\n"
+        "print(app.timezone, app.now().tzinfo)"
+    )
+    environment = os.environ | {"PYTHONTZPATH": ""}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=30)
+    # Then it knows what time it is
+    assert (done.stdout, done.stderr) == ("UTC UTC\n", "")
+
+
+def test_an_app_knows_the_time_in_its_zone(app: App) -> None:
+    assert app.now().tzinfo is timezone.utc
+    app.conf.timezone = "Europe/Oslo"
+    before = datetime.now(timezone.utc)
+    now = app.now()
+    assert str(now.tzinfo) == "Europe/Oslo" and before <= now <= datetime.now(timezone.utc)
