@@ -19,7 +19,7 @@ PACKAGE = "amqptasks"
 #: Lowest floor first. A name stands for the module `amqptasks/<name>.py` or for everything in the folder `<name>/`;
 #: "settings" for `settings_<something>.py` too. Rooms of one floor do not know each other, except on the lowest.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_version", "exceptions", "entities", "states", "clock", "signals", "logs", "urls", "schedules", "contrib"),
+    ("_version", "exceptions", "entities", "states", "clock", "signals", "logs", "urls", "contrib"),
     ("settings", "wire"),
     ("broker",),
     ("events",),
@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 #: The faces of the package, which users import and nothing inside it does: they may look at anything below `cli`.
-FACES = ("__init__", "progress", "result", "serialization", "utils")
+FACES = ("__init__", "progress", "result", "schedules", "serialization", "utils")
 #: Where each third-party library may be imported. What is not named here may not be imported at all.
 HOMES: dict[str, tuple[str, ...]] = {
     "pika": ("broker",),
@@ -48,7 +48,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pymongo": ("results",),
     "pymemcache": ("results",),
     "django": ("results", "app", "contrib"),
-    "ephem": ("schedules",),
+    "ephem": ("beat",),
     "pydantic": ("app",),
     "tornado": ("monitor",),
     "setproctitle": ("worker",),
