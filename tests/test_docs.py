@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 
 import amqptasks
-from amqptasks import App, Signature, Task, chord, group, signals
+from amqptasks import App, Signature, Task, chord, group, schedules, signals
 from amqptasks.broker.admin import Admin
 from amqptasks.broker.parameters import endpoints
 from amqptasks.cli.main import COMMANDS
@@ -371,6 +371,7 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Events, Flower": _acts("worker_send_task_events"),
     "Remote control: `inspect`, `control`, `status`": _command("inspect", "control", "status"),
     "`multi`": _command("multi"),
+    "Schedules: `crontab`, `schedule`, `solar`": lambda: hasattr(schedules, "crontab"),
     "Beat: periodic tasks": _command("beat"),
 }
 
