@@ -45,6 +45,13 @@ class _Mapped(Signature):
         more = (plain.kwargs.get(name) for name in cls.FIELDS)
         return cls(maybe_signature(plain.kwargs.get("task")), plain.kwargs["it"], *more, app=app, options=plain.options)
 
+    @classmethod
+    def of_plain(cls, plain: Signature) -> Signature:
+        """Make it of a call of its task that was read, if it is written as this class writes it."""
+        if plain.args or plain.kwargs.keys() != {"task", "it", *cls.FIELDS}:
+            return plain
+        return cls.from_dict(plain, app=plain._app)
+
     @property
     def mapped(self) -> Signature:
         """The task that is called, as a signature."""
@@ -126,3 +133,7 @@ class chunks(_Mapped):
         items = iter(self.over)
         while part := list(itertools.islice(items, size)):
             yield part
+
+
+for _kind in (xmap, xstarmap, chunks):
+    Signature.TASKS[_kind.NAME] = _kind.of_plain

@@ -8,7 +8,7 @@ the canvas sees only the `Sender` protocol.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from amqptasks.canvas.parts import as_list, begins_chord, checked, new_id
@@ -42,6 +42,8 @@ class Signature(dict[str, Any]):
     """
 
     TYPES: ClassVar[dict[str, Kind]] = {}
+    #: Calls of these tasks are more than calls, though their plain form does not say so: what makes them that.
+    TASKS: ClassVar[dict[str, Callable[[Any], Any]]] = {}
     # Changing them would keep the tasks that wait for this one from ever being told.
     _KEPT_OPTIONS: ClassVar[frozenset[str]] = frozenset({"group_id", "stamped_headers"})
 
@@ -88,7 +90,9 @@ class Signature(dict[str, Any]):
             InvalidTaskError: It is not a signature, or of a type that is not registered here.
         """
         if isinstance(d, Mapping) and not d.get("subtask_type"):
-            return Signature(d, app=app)
+            plain = Signature(d, app=app)
+            special = cls.TASKS.get(plain.task)
+            return plain if special is None else special(plain)
         name = checked(d)["subtask_type"]
         kind = cls.TYPES.get(name)
         if kind is None:

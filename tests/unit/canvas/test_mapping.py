@@ -7,7 +7,7 @@ import json
 import pytest
 
 from amqptasks import App
-from amqptasks.canvas import Signature, chain, chunks, group, maybe_signature, xmap, xstarmap
+from amqptasks.canvas import Signature, chain, chord, chunks, group, maybe_signature, xmap, xstarmap
 from amqptasks.exceptions import ImproperlyConfigured, InvalidTaskError
 
 
@@ -105,8 +105,24 @@ def test_a_map_goes_where_its_task_goes() -> None:
     for task, queue in (("tasks.len", "far"), ("tasks.abs", "near")):
         with app.sender.collecting(None) as collected:
             app.tasks[task].map([[1]]).delay()
-            (app.tasks[task].si([]) | app.tasks[task].map([[1]])).delay()
+            # As a later step, it is read by a worker
+            step = json.loads(json.dumps(app.tasks[task].map([[1]])))
+            maybe_signature(step, app=app).delay()
         assert [each.queues for each in collected] == [(queue,), (queue,)]
+    # And as the body of a chord, which names its queue
+    body = app.tasks["tasks.len"].map([[1]])
+    with app.sender.collecting(None) as collected:
+        chord([app.tasks["tasks.abs"].s(1)], body).delay()
+    assert collected[0].manifest.queues == ("far",)
+
+
+@pytest.mark.parametrize("fields", [{"it": 5}, {"task": 5}, {"it": None}])
+def test_a_map_that_is_none_is_refused(app: App, fields: dict[str, object]) -> None:
+    plain = {"task": "celery.map", "kwargs": {"task": {"task": "tasks.add"}, "it": [1], **fields}}
+    with pytest.raises(InvalidTaskError):
+        maybe_signature(plain, app=app)
+    # What is written in another way is a call like any other
+    assert type(maybe_signature({"task": "celery.map", "args": [{"task": "tasks.add"}, [1]]}, app=app)) is Signature
 
 
 # -- replacing
