@@ -272,9 +272,11 @@ class Publisher:
         if not sending.out.claim():
             if sending.wait(0):
                 return
-            sending.error = MaybeSent(f"{self._name(sending)} was sent but not confirmed {seconds}: {self._trouble()}")
+            error = MaybeSent(f"{self._name(sending)} was sent but not confirmed {seconds}: {self._trouble()}")
             if link is not None:
                 self._drop_if_silent(link, sending.policy.timeout_s)
+            # Now: the end of the link is an outcome of this message too, and would be taken for its last.
+            sending.error = error
             return
         self._places.put(None)
         self._has_given_up = True
