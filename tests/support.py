@@ -127,6 +127,42 @@ class PrivateBroker(PrivateServer):
         self._script("thaw")
 
 
+class Cluster:
+    """Three RabbitMQ nodes in one cluster."""
+
+    def __init__(self, directory: Path) -> None:
+        self.nodes: list[PrivateBroker] = [PrivateBroker(directory / "0")]
+        self.nodes += [_JoiningBroker(directory / str(number), self.nodes[0]) for number in (1, 2)]
+
+    def start(self) -> None:
+        """Start them all."""
+        for node in self.nodes:
+            node.start()
+
+    @property
+    def urls(self) -> str:
+        """The URLs of all nodes, as `broker_url` takes them."""
+        return ";".join(node.url for node in self.nodes)
+
+    def delete(self) -> None:
+        """Stop them and delete their data."""
+        for node in reversed(self.nodes):
+            node.delete()
+
+
+class _JoiningBroker(PrivateBroker):
+    """A RabbitMQ node in a cluster with another."""
+
+    def __init__(self, directory: str | Path, other: PrivateBroker) -> None:
+        super().__init__(directory)
+        self._other = other
+
+    def start(self) -> str:
+        """Start it, in the other's cluster."""
+        self.url = self._script("--owner", str(os.getpid()), "--join", self._other.directory, "up")
+        return self.url
+
+
 class TlsBroker(PrivateBroker):
     """A RabbitMQ node that speaks TLS too, with the certificates of a directory (see `tests.certificates`)."""
 

@@ -20,6 +20,7 @@ from amqptasks.broker.frames import publish_frames
 from amqptasks.broker.link import Connection
 from amqptasks.broker.loop import Loop
 from amqptasks.broker.needs import Need
+from amqptasks.clock import monotonic
 from amqptasks.exceptions import (
     EncodeError,
     ImproperlyConfigured,
@@ -35,6 +36,11 @@ logger = logging.getLogger(__name__)
 #: Delayed messages are held back while so many messages are unconfirmed. Their delays begin when the broker takes them
 #: in: what has been written and waits in front of it, in thousands, would all be late by that.
 TIMED_IN_FLIGHT = 128
+#: After a refusal another channel is taken, but not more often than this, seconds.
+RENEW_EVERY_S = 1.0
+#: How often a channel that is to be closed is looked at, and how long what it carries is waited for, seconds.
+RENEW_LOOK_S = 0.02
+RENEW_PATIENCE_S = 10.0
 
 
 class Interrupted(OperationalError):
@@ -123,6 +129,7 @@ class ConfirmChannel:
         self._declaring = 0
         # After the broker closed the channel on one of several messages, they go out one at a time to find which.
         self._suspects: deque[Outgoing] = deque()
+        self._renewed_at = 0.0
 
     @property
     def waiting(self) -> int:
@@ -412,11 +419,38 @@ class ConfirmChannel:
                 out.on_done(out, None)
             else:
                 self._finish(out, Interrupted("the broker refused the message (basic.nack)", written=False))
+                self._renew()
         if multiple or tag == self._oldest:
             self._oldest = tag + 1
         # Not for each confirm: what is written together costs less.
         if self._suspects or (self._queue and not (self._is_held and len(unconfirmed) > TIMED_IN_FLIGHT // 2)):
             self.pump()
+
+    def _renew(self) -> None:
+        """Take another channel after a refusal, once what this one carries has its answers.
+
+        A channel that came to a quorum queue while that had lost its leader asks the dead one for ever, and refuses
+        everything (RabbitMQ 3.10).
+        """
+        channel, now = self._channel, monotonic()
+        if channel is None or now - self._renewed_at < RENEW_EVERY_S:
+            return
+        self._renewed_at = now
+        # Nothing is written from here on. A thread that is just writing is done before the first look.
+        self._channel = None
+        self._loop.call_later(RENEW_LOOK_S, lambda: self._close_when_answered(channel))
+
+    def _close_when_answered(self, channel: Channel) -> None:
+        connection = self._connection
+        if connection is None or channel.connection is not connection or not channel.is_open:
+            return
+        if not self._unconfirmed:
+            # Its end opens another.
+            channel.close()
+        elif monotonic() - self._renewed_at > RENEW_PATIENCE_S:
+            connection.drop(f"the broker refused a message and has not answered others for {RENEW_PATIENCE_S:g} s")
+        else:
+            self._loop.call_later(RENEW_LOOK_S, lambda: self._close_when_answered(channel))
 
     def _on_blocked(self, connection: Any, _frame: Any) -> None:
         if connection is self._connection:

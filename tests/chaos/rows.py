@@ -17,6 +17,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from amqptasks import chord
+from tests.chaos.cluster import leader_killed, majority_lost
 from tests.chaos.leaks import reconnects
 from tests.chaos.packets import Packets
 from tests.chaos.scene import (
@@ -304,8 +305,12 @@ ROWS: dict[str, Callable[[Scene], Verdict]] = {
     "packets-lost-in-part": packets_lost_in_part,
     "broker-frozen": broker_frozen,
     "reconnects": reconnects,
+    "leader-killed": leader_killed,
+    "majority-lost": majority_lost,
     "delays-kept": delays_kept,
 }
 
+#: Rows that take too long for the tests, at any measure.
+LONG = {"leader-killed", "majority-lost"}
 #: Rows that need what not every machine has, and what says why they cannot be run on this one.
 NEEDS: dict[str, Callable[[], str]] = {"packets-lost": Packets.missing, "packets-lost-in-part": Packets.missing}

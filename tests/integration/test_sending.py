@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -432,6 +433,29 @@ def test_a_full_queue_that_refuses_gives_not_sent(broker_url: str, new_app: Call
     assert inbox.ids() == {second: 1}
 
 
+def test_refusals_among_other_sends_harm_no_other(
+    broker_url: str, new_app: Callable[..., App], inbox: Inbox, unique: Callable[..., str]
+) -> None:
+    # Given a queue that takes one message and refuses the next / When threads send to it, and to another meanwhile
+    full = Inbox(broker_url, unique("full"))
+    arguments = {"x-queue-type": "classic", "x-max-length": 1, "x-overflow": "reject-publish"}
+    full.admin.declare([DeclareQueue(full.queue, arguments=arguments)])
+    app = new_app(broker_url, task_queues=[Queue(inbox.queue), Queue(full.queue, no_declare=True)])
+    sent = []
+    with ThreadPoolExecutor(8) as threads:
+        others = [threads.submit(lambda: [send(app) for _ in range(150)]) for _ in range(6)]
+        stored = [send(app, queue=full.queue)]
+        for _ in range(4):
+            refusal(NotSent, app, queue=full.queue)
+        for each in others:
+            sent += each.result()
+    # Then each of the others is there once
+    assert inbox.ids() == dict.fromkeys(sent, 1)
+    assert full.ids() == dict.fromkeys(stored, 1)
+    full.admin.delete(full.queue)
+    full.admin.close()
+
+
 def test_a_queue_with_other_arguments_is_shown_side_by_side(
     broker_url: str, new_app: Callable[..., App], inbox: Inbox
 ) -> None:
@@ -734,29 +758,39 @@ def node_inbox(node: PrivateBroker, queue_name: str) -> Iterator[Inbox]:
     inbox.admin.close()
 
 
-@pytest.fixture
-def alarm(node: PrivateBroker) -> Iterator[Callable[[bool], None]]:
-    """Switch the node's memory alarm on and off; off again at the end."""
+#: What raises an alarm of each kind, and what ends it.
+ALARMS = {
+    "memory": ("set_vm_memory_high_watermark", "0.000001", "0.8"),
+    "disk": ("set_disk_free_limit", "100000GB", "50MB"),
+}
 
-    def switch(on: bool) -> None:
-        node.ctl("set_vm_memory_high_watermark", "0.000001" if on else "0.8")
+
+@pytest.fixture
+def alarm(node: PrivateBroker) -> Iterator[Callable[..., None]]:
+    """Switch an alarm of the node on and off; off again at the end."""
+
+    def switch(on: bool, resource: str = "memory") -> None:
+        command, cause, end = ALARMS[resource]
+        node.ctl(command, cause if on else end)
 
     yield switch
-    switch(False)
+    for resource in ALARMS:
+        switch(False, resource)
 
 
-def test_a_memory_alarm_makes_sends_wait_and_is_named(
-    node: PrivateBroker, alarm: Callable[[bool], None], new_app: Callable[..., App], node_inbox: Inbox
+@pytest.mark.parametrize("resource", ALARMS)
+def test_an_alarm_makes_sends_wait_and_is_named(
+    node: PrivateBroker, alarm: Callable[..., None], new_app: Callable[..., App], node_inbox: Inbox, resource: str
 ) -> None:
-    # Given a broker that has run out of memory, and a program that has sent before
+    # Given a broker that has run out of memory or of room on its disk, and a program that has sent before
     app = new_app(node.url)
     sent = [send(app)]
-    alarm(True)
+    alarm(True, resource)
     # When it sends / Then the message is not stored for sure, or perhaps, but never later than told
     kinds: list[type[BaseException]] = []
     for number in range(3):
         started = time.monotonic()
-        with pytest.raises((NotSent, MaybeSent), match="memory") as caught:
+        with pytest.raises((NotSent, MaybeSent), match=resource) as caught:
             send(app, task_id=f"blocked-{number}", timeout=SHORT_S)
         assert time.monotonic() - started < SHORT_S + GRACE_S
         kinds.append(type(caught.value))
@@ -765,7 +799,7 @@ def test_a_memory_alarm_makes_sends_wait_and_is_named(
     # When a send waits and the alarm ends / Then it goes through in the same call
     waiting = threading.Thread(target=lambda: sent.append(send(app)), daemon=True)
     waiting.start()
-    alarm(False)
+    alarm(False, resource)
     waiting.join(LONG_S)
     assert len(sent) == 2
     found = node_inbox.ids()
