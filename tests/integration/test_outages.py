@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 
 import pytest
 
-from amqptasks.exceptions import WorkerLostError
+from amqptasks.exceptions import TimeoutError, WorkerLostError
 from tests.proxy import Proxy
 from tests.running import Gate, Workshop
 from tests.support import PrivateBroker, WorkerProcess, eventually
 
 pytestmark = pytest.mark.broker
+
+#: What a wait may take beyond its time. The promise is 1 s; the rest is for a machine with other things to do.
+GRACE_S = 5.0
 
 SOURCE = """
     @app.task
@@ -185,6 +189,29 @@ def test_a_dead_link_is_noticed_by_its_heartbeat(shop: Workshop, proxy: Proxy) -
     assert get(shop.tasks.add.delay(20, 22)) == 42
     proxy.heal()
     assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("fault", ["ghost", "stall"])
+def test_a_wait_for_a_result_over_a_dead_link_ends_in_time(shop: Workshop, proxy: Proxy, fault: str) -> None:
+    # Given a caller that waits for the result of a task which runs / When its link goes dead without a word
+    shop.start("-c", "1")
+    shop.app.conf.broker_url = proxy.url
+    shop.app.conf.broker_heartbeat = 1
+    gate, (result,) = running(shop, shop.tasks.late)
+    with pytest.raises(TimeoutError):
+        result.get(timeout=0.2)
+    getattr(proxy, fault)()
+    # Then its wait ends when its time is over, and the next one too
+    for _ in range(2):
+        started = time.monotonic()
+        with pytest.raises(TimeoutError, match="timed out"):
+            result.get(timeout=1)
+        assert time.monotonic() - started < 1 + GRACE_S
+    # And the result, which is sent meanwhile, comes once there is a link again
+    gate.open()
+    shop.noted("done late 0")
+    proxy.heal()
+    assert get(result) == "late 0"
 
 
 def test_a_worker_can_be_stopped_during_an_outage(shop: Workshop, proxy: Proxy) -> None:

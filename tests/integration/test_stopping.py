@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,26 @@ def test_a_warm_stop_that_takes_too_long_becomes_cold(shop: Workshop) -> None:
     assert worker.wait() == 1
     assert "worker_shutdown_timeout: cold shutdown" in worker.log
     shop.is_waiting(1)
+
+
+def test_a_warm_stop_that_is_cut_short_by_a_kill_loses_no_late_ack_task(shop: Workshop) -> None:
+    # Given a worker that runs two tasks and holds three / When it is told to stop, and is killed before they end
+    gate = shop.gate()
+    worker = shop.start("-c", "2", "--prefetch-multiplier", "4")
+    results = [shop.tasks.late.delay(gate.name, str(number)) for number in range(5)]
+    eventually(lambda: len(shop.ledger()) == 2, 20)
+    worker.signal(signal.SIGTERM)
+    shop.is_waiting(3)
+    worker.kill()
+    # Then all are in the queue again, and another worker runs them; those that had begun for the second time
+    shop.is_waiting(5)
+    gate.open()
+    shop.start("-c", "2")
+    assert sorted(get(each) for each in results) == [str(number) for number in range(5)]
+    begun = Counter(line for line in shop.ledger() if line.startswith("begun"))
+    assert sorted(begun.values()) == [1, 1, 1, 2, 2]
+    assert sum(line.startswith("done") for line in shop.ledger()) == 5
+    shop.is_waiting(0)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio"])
