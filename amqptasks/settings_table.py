@@ -388,7 +388,12 @@ _RESULTS: Final = (
         "Nothing waits for a chord's parts: who joins them finds them all there.",
         "never",
     ),
-    _S("result_chord_retry_interval", seconds(), 1.0, "Nothing polls for chords: RabbitMQ counts them.", "never"),
+    _S(
+        "result_chord_retry_interval",
+        seconds(),
+        1.0,
+        "Seconds between two looks of `celery.chord_unlock`, for chords of Celery's programs. Ours RabbitMQ counts.",
+    ),
     _S(
         "result_backend_always_retry",
         boolean,

@@ -23,7 +23,7 @@ from amqptasks.entities import Queue
 from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.wire.chord import JOIN_TASK, Manifest, collector_name, encode_manifest
 
-__all__ = ["FIRST_SWEEP_S", "ChordStart", "poke"]
+__all__ = ["FIRST_SWEEP_S", "ChordStart", "chord_expires_s", "poke"]
 
 #: How long a chord is first left alone, seconds.
 FIRST_SWEEP_S: Final = 60.0
@@ -49,7 +49,7 @@ class ChordStart(AbstractContextManager[None]):
         self, sender: Sender, chord_id: str, size: int, body: Any, root_id: str | None, expires_s: float | None
     ) -> None:  # fmt: skip
         self._sender = sender
-        self._expires_s = _expires_s(sender.conf, expires_s)
+        self._expires_s = chord_expires_s(sender.conf, expires_s)
         collector = collector_name(sender.conf.task_queue_prefix, chord_id)
         running = context.current()
         if root_id is None and running is not None:
@@ -132,7 +132,12 @@ def _join_call(sender: Sender, collector: str, sweep_in_s: float | None = None) 
     return collected
 
 
-def _expires_s(conf: Any, given: Any) -> float:
+def chord_expires_s(conf: Any, given: Any) -> float:
+    """Return how many seconds a chord may take: as its caller says, or the settings.
+
+    Raises:
+        ImproperlyConfigured: What was given is no time.
+    """
     seconds = first(first(given, conf.result_chord_expires), conf.result_expires)
     if hasattr(seconds, "total_seconds"):
         seconds = seconds.total_seconds()

@@ -10,19 +10,33 @@ from typing import Any
 
 from amqptasks.app.app import App
 from amqptasks.app.context import Context
+from amqptasks.app.options import KNOWN_OPTIONS
 from amqptasks.canvas.parts import as_list
-from amqptasks.canvas.signature import Signature
+from amqptasks.canvas.signature import Signature, maybe_signature
 from amqptasks.exceptions import ChordError
 from amqptasks.wire.chord import Manifest
 from amqptasks.worker.outcome import Next, made
 
-__all__ = ["Fail", "call_body", "fail_body"]
+__all__ = ["Fail", "call_body", "celery_body", "fail_body"]
 
 #: Makes all that follows the failure of a call that has not run: of its request, the error, the traceback.
 Fail = Callable[[Context, ChordError, str], tuple[Next, ...]]
 
 #: Canvases in canvases are looked through this deep.
 MAX_DEPTH = 100
+
+
+def celery_body(app: App, plain: Mapping[str, Any]) -> Signature:
+    """Make the call of a body that a Celery program has written.
+
+    Raises:
+        ContentError, InvalidTaskError: It is no call.
+    """
+    body: Signature = maybe_signature(dict(plain), app=app)
+    for option in body.options.keys() - KNOWN_OPTIONS:
+        # Celery hands a chord's own, such as `interval`, on to its body, and minds none that it does not know.
+        del body.options[option]
+    return body
 
 
 def call_body(

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from amqptasks.app.app import App
 from amqptasks.app.context import Context
-from amqptasks.canvas.signature import maybe_signature
 from amqptasks.exceptions import AmqptasksError, ChordError, ContentError, InvalidTaskError
 from amqptasks.results.context import allow_join_result
 from amqptasks.results.handles import result_from_tuple
@@ -22,7 +21,7 @@ from amqptasks.states import PROPAGATE_STATES, SUCCESS
 from amqptasks.wire.chord import Manifest
 from amqptasks.wire.failures import format_traceback, from_plain, to_plain
 from amqptasks.wire.reprs import printable
-from amqptasks.worker.bodies import Fail, call_body, fail_body
+from amqptasks.worker.bodies import Fail, call_body, celery_body, fail_body
 from amqptasks.worker.outcome import Next
 
 __all__ = ["failed", "is_body", "succeeded"]
@@ -84,7 +83,7 @@ def _count(
     if not app.backend.count_part(group_id, task_id, index if type(index) is int else None, state, value):
         return ()
     try:
-        call = maybe_signature(dict(body), app=app)
+        call = celery_body(app, body)
     except (ContentError, InvalidTaskError) as error:
         logger.error("The body of chord %s cannot be read: %s", printable(group_id, 64), error)
         return ()

@@ -28,10 +28,10 @@ from amqptasks.entities import Broadcast, Queue, worker_direct
 from amqptasks.exceptions import ImproperlyConfigured, TopologyConflict
 from amqptasks.logs import parse_level, setup_worker_logging
 from amqptasks.worker.banner import banner
+from amqptasks.worker.chord_tasks import add_chord_tasks
 from amqptasks.worker.deliveries import Deliveries
 from amqptasks.worker.dispatch import Dispatcher
 from amqptasks.worker.executor import Executor
-from amqptasks.worker.join_task import add_join_task
 from amqptasks.worker.joins import Joins
 from amqptasks.worker.pools.guard import Guard
 from amqptasks.worker.pools.pool import Pool, PoolEvents, Run
@@ -110,7 +110,7 @@ class Worker:
         self.app.prepare()
         setup_worker_logging(self.app.conf, self.loglevel, self.logfile, self.hostname)
         self.app.import_modules()
-        add_join_task(self.app)
+        add_chord_tasks(self.app)
         signals.celeryd_after_setup.send(self.hostname, instance=self, conf=self.app.conf)
         self._make_parts()
         if not self._quiet and sys.__stdout__:

@@ -107,6 +107,13 @@ def test_what_follows_a_chord_follows_it(on: Any) -> None:
     assert last.get(timeout=TIMEOUT_S) == 116
 
 
+def test_the_options_of_the_chord_do_no_harm(on: Any) -> None:
+    # Celery hands them on to the body.
+    for kind in BOTH:
+        call = celery.chord([on(kind, "add", 1, 1)], on(kind, "total"))
+        assert call.apply_async(interval=0.1, max_retries=5).get(timeout=TIMEOUT_S) == 2
+
+
 def test_many_chords_at_once(on: Any) -> None:
     results = [
         celery.chord(on(BOTH[(number + turn) % 2], "add", number, turn) for number in range(5))(

@@ -38,6 +38,7 @@ PROOFS = {
     # Chords
     "task_allow_error_cb_on_chord_header": "unit/canvas/test_chord.py::test_error_callbacks_reach_the_header_if_wanted",
     "result_chord_expires": "integration/test_chords.py::test_a_chord_whose_time_is_over_fails",
+    "result_chord_retry_interval": "interop/test_celery_unlocking.py::test_the_settings_say_when_it_looks_again",
     # Broker
     "broker_url": f"{_CONNECT}[broker_url]",
     "broker_host": f"{_CONNECT}[broker_host]",
