@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from datetime import datetime, timedelta, tzinfo
-from typing import Any
+from typing import Any, Final
 
 from amqptasks.broker.needs import PublishPolicy
 from amqptasks.canvas.explaining import explain_call
@@ -75,6 +75,15 @@ def encode_body(args: Any, kwargs: Any, embed: Mapping[str, Any], serializer: st
         raise EncodeError(explain_call(args, kwargs, embed, serializer)) from error
 
 
+#: Options that are headers of the same value.
+_HEADERS: Final = {
+    "root_id": "root_id", "parent_id": "parent_id", "group_id": "group", "group_index": "group_index",
+    "shadow": "shadow", "retries": "retries", "replaced_task_nesting": "replaced_task_nesting",
+    "stamped_headers": "stamped_headers", "stamps": "stamps", "argsrepr": "argsrepr", "kwargsrepr": "kwargsrepr",
+    "origin": "origin",
+}  # fmt: skip
+
+
 def write_options(
     headers: dict[str, Any], options: Mapping[str, Any], task_expires: Any, zone: tzinfo | None
 ) -> datetime | None:
@@ -93,14 +102,9 @@ def write_options(
         if hard is not None and soft is not None and soft > hard:
             raise ValueError(f"soft_time_limit must be at most time_limit, got: {soft} > {hard}")
         headers["timelimit"] = [hard, soft]
-    for key, header in (
-        ("root_id", "root_id"), ("parent_id", "parent_id"), ("group_id", "group"), ("group_index", "group_index"),
-        ("shadow", "shadow"), ("retries", "retries"), ("replaced_task_nesting", "replaced_task_nesting"),
-        ("stamped_headers", "stamped_headers"), ("stamps", "stamps"), ("argsrepr", "argsrepr"),
-        ("kwargsrepr", "kwargsrepr"), ("origin", "origin"),
-    ):  # fmt: skip
-        value = options.get(key)
-        if value is not None:
+    for key, value in options.items():
+        header = _HEADERS.get(key)
+        if header is not None and value is not None:
             headers[header] = value
     expires = first(options.get("expires"), task_expires)
     if expires is not None:

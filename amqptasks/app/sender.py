@@ -14,7 +14,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amqptasks import signals
@@ -35,7 +35,7 @@ from amqptasks.app.options import (
 )
 from amqptasks.app.routing import ROUTING_OPTIONS, Route, Routing
 from amqptasks.broker.needs import Need, PublishPolicy
-from amqptasks.clock import parse_moment, utcnow
+from amqptasks.clock import utcnow
 from amqptasks.entities import Broadcast, Exchange, Queue
 from amqptasks.exceptions import (
     AlwaysEagerIgnored,
@@ -185,7 +185,9 @@ class Sender:
         task_id = options.get("task_id") or str(uuid.uuid4())
         plan = self._plan(state, name, args, kwargs, options, task)
         ignore_result = plan.ignore_result if not options else first(options.get("ignore_result"), plan.ignore_result)
-        message, exchange, routing_key, needs = self._build(name, task_id, args, kwargs, options, plan, ignore_result)
+        message, exchange, routing_key, needs, due = self._build(
+            name, task_id, args, kwargs, options, plan, ignore_result
+        )
         backend = app.backend
         collector = current_collector.get()
         if collector is not None:
@@ -195,9 +197,8 @@ class Sender:
         if is_awaited:
             backend.expect(task_id)
         encoded = encode(message, exchange, routing_key)
-        if exchange != plan.route.exchange:
-            due_at = parse_moment(message.headers["eta"]).timestamp()
-            encoded.readdress = state.ladder.readdress(routing_key, due_at)
+        if due is not None and exchange != plan.route.exchange:
+            encoded.readdress = state.ladder.readdress(routing_key, due.timestamp())
         try:
             self._publish(name, task_id, encoded, needs, options, plan)
         except MaybeSent:
@@ -278,7 +279,7 @@ class Sender:
         options: Mapping[str, Any],
         plan: Plan,
         ignore_result: bool,
-    ) -> tuple[Message, str, str, tuple[Need, ...]]:
+    ) -> tuple[Message, str, str, tuple[Need, ...], datetime | None]:
         headers = {**plan.headers, "id": task_id, "root_id": task_id}
         priority, delivery_mode, serializer = plan.priority, plan.delivery_mode, plan.serializer
         running = context.current()
@@ -338,7 +339,7 @@ class Sender:
             body, content_type, content_encoding, headers, options.get("correlation_id") or task_id, reply_to,
             delivery_mode, priority, options.get("expiration"), **extra,
         )  # fmt: skip
-        return message, exchange, routing_key, needs
+        return message, exchange, routing_key, needs, when
 
     def _answered(
         self, reply_to: str | None, needs: tuple[Need, ...], is_wanted: bool, embed: Mapping[str, Any]
@@ -367,7 +368,7 @@ class Sender:
         return tuple(needs)
 
     def _delayed(self, when: datetime, route: Route, needs: tuple[Need, ...]) -> tuple[str, str, tuple[Need, ...]]:
-        delay_ms = (when - utcnow()) / timedelta(milliseconds=1)
+        delay_ms = (when - utcnow()).total_seconds() * 1000
         if delay_ms <= 0:
             return route.exchange, route.routing_key, needs
         name = self._waits_for(route)

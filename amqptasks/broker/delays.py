@@ -14,8 +14,7 @@ The alternate exchange of ``due`` matters: 32 undeliverable messages of one queu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -43,6 +42,11 @@ class Ladder:
 
     prefix: str = "amqptasks"
     queue_type: str = "quorum"
+    #: Of the levels. Every delayed message needs one.
+    _exchanges: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_exchanges", tuple(f"{self._base}.x{level}" for level in range(LEVELS)))
 
     @property
     def _base(self) -> str:
@@ -61,7 +65,7 @@ class Ladder:
 
     def exchange(self, level: int) -> str:
         """The exchange that feeds a level."""
-        return _exchanges(self)[level]
+        return self._exchanges[level]
 
     def queue(self, level: int, digit: int) -> str:
         """The queue that holds messages for ``digit * 16**level`` units."""
@@ -185,12 +189,5 @@ class Ladder:
         The time is rounded up to the unit and cut at `MAX_DELAY_MS`.
         """
         units = min(max(1, -int(-delay_ms // UNIT_MS)), MAX_UNITS)
-        digits = f"{units:0{LEVELS}x}"
-        highest = LEVELS - len(f"{units:x}")
-        return self.exchange(LEVELS - 1 - highest), ".".join(digits) + "." + queue
-
-
-@lru_cache(maxsize=8)
-def _exchanges(ladder: Ladder) -> tuple[str, ...]:
-    """The names of the exchanges of all levels: every delayed message needs one."""
-    return tuple(f"{ladder._base}.x{level}" for level in range(LEVELS))
+        level = (units.bit_length() - 1) >> 2
+        return self._exchanges[level], ".".join(f"{units:0{LEVELS}x}") + "." + queue
