@@ -70,7 +70,7 @@ class ConfirmingAdmin(Admin):
         self._await(lambda: bool(opened), "channel.open")
         channel = opened[0]
         channel.add_on_return_callback(lambda _channel, method, _properties, _body: self._on_return(method.reply_text))
-        channel.add_on_close_callback(lambda _channel, error: self._on_out_closed(str(error)))
+        channel.add_on_close_callback(lambda _channel, error: self._on_out_closed(_words(error)))
         self._on_out_closed = ready.append
         channel.confirm_delivery(
             lambda frame: self._on_confirm(isinstance(frame.method, pika.spec.Basic.Ack)), callback=ready.append
@@ -78,3 +78,10 @@ class ConfirmingAdmin(Admin):
         self._await(lambda: bool(ready), "confirm.select")
         self._out = channel
         return channel
+
+
+def _words(error: Exception) -> str:
+    """What the broker said when it closed a channel."""
+    if isinstance(error, pika.exceptions.ChannelClosed):
+        return f"{error.reply_code} {error.reply_text}"
+    return str(error)

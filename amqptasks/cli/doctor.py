@@ -26,6 +26,10 @@ __all__ = ["doctor"]
 
 #: The broker's clock is told in whole seconds.
 SKEW_S = 2.0
+#: How long RabbitMQ waits for an ack, unless it is told otherwise.
+DELIVERY_TIMEOUT_S = 1800.0
+#: Tasks that are named in one line.
+SHOWN = 5
 COLORS = {OK: "green", WARN: "yellow", BAD: "red"}
 
 
@@ -91,12 +95,12 @@ def _check_brokers(app: App, add: Callable[[Iterator[Finding]], None]) -> tuple[
                     is_reached, first = True, version
                     for check in (_rights, _clock, _queues):
                         add(_told(check, app, probe))
-            add(_told(_alarm, app, endpoint))
+            add(_told(_alarms, app, endpoint))
         except BrokerUnavailable as error:
             reason = str(error).partition(f"{endpoint.label}: ")[2] or str(error)
             add(iter([Finding("broker", BAD, f"{endpoint.label} cannot be reached: {reason}", _unreached(reason))]))
     if is_reached:
-        add(_timeout(app))
+        add(_timeout(app, first))
     return first
 
 
@@ -119,12 +123,17 @@ def _told(check: Callable[[App, Any], Iterator[Finding]], app: App, argument: An
 # -- checks that ask the broker
 
 
-def _alarm(_app: App, endpoint: Endpoint) -> Iterator[Finding]:
+def _alarms(_app: App, endpoint: Endpoint) -> Iterator[Finding]:
+    from amqptasks.broker.confirming import NotPublished
     from amqptasks.broker.probe import Probe
 
     # A connection of its own: a blocked one is of no other use.
     with Probe((endpoint,)) as probe:
-        reason = probe.alarm()
+        try:
+            reason = probe.alarm()
+        except NotPublished as error:
+            yield Finding("alarms", WARN, f"unknown: {printable(str(error), 300)}", "see rights")
+            return
     if reason is None:
         yield Finding("alarms", OK, "none: the broker takes messages")
         return
@@ -187,8 +196,24 @@ def _queues(app: App, probe: Probe) -> Iterator[Finding]:
         if declared is None:
             yield Finding("queues", OK, f"{name}: left alone (no_declare)")
         elif not declared.exclusive:
-            yield from _queue(app, probe, declared)
-        yield from _letters(probe, dead)
+            yield from _allowed(app, _queue(app, probe, declared))
+        yield from _allowed(app, _letters(probe, dead))
+    yield from _allowed(app, _ladder(app, probe))
+
+
+def _allowed(app: App, found: Iterator[Finding]) -> Iterator[Finding]:
+    """Pass findings on. A queue that may not even be looked at, as RabbitMQ 4.3 has it, is one too."""
+    try:
+        yield from found
+    except OperationalError as error:
+        if "ACCESS_REFUSED" not in str(error):
+            raise
+        yield Finding("rights", BAD, f"look: {printable(str(error), 300)}", _grant(app))
+
+
+def _ladder(app: App, probe: Probe) -> Iterator[Finding]:
+    from amqptasks.broker.topology import DeclareQueue
+
     ladder = app.sender.ladder
     for step in ladder.steps():
         # One of each: all queues of the ladder are declared together.
@@ -252,11 +277,23 @@ def _letters(probe: Probe, dead: DeclareQueue) -> Iterator[Finding]:
         yield Finding("dead letters", WARN, printable(said, 500), rest)
 
 
-def _timeout(app: App) -> Iterator[Finding]:
-    late = app.conf.task_acks_late or any(each.acks_late for each in app.tasks.values())
+def _timeout(app: App, version: tuple[int, ...]) -> Iterator[Finding]:
+    conf = app.conf
+    told = "unknown: AMQP does not tell; RabbitMQ's default is 30 minutes"
+    what = "consumers are cancelled, of quorum queues alone" if version >= (4, 3) else "channels are closed"
+    long = []
+    for task in app.tasks.values():
+        late = conf.task_acks_late if task.acks_late is None else task.acks_late
+        limit = task.time_limit or conf.task_time_limit
+        if late and (limit is None or limit > DELIVERY_TIMEOUT_S):
+            long.append(f"{printable(task.name, 100)} ({'no time limit' if limit is None else f'{limit:g} s'})")
+    if not long:
+        yield Finding("consumer_timeout", OK, f"{told}; no task with late acks may take that long")
+        return
+    more = f" and {len(long) - SHOWN} more" if len(long) > SHOWN else ""
     yield Finding(
-        "consumer_timeout", WARN if late else OK,
-        "unknown: AMQP does not tell; RabbitMQ's default is 30 minutes"
-        + (", and tasks with late acks that take longer are delivered again" if late else ""),
-        "rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).' tells it, in milliseconds" if late else "",
+        "consumer_timeout", WARN,
+        f"{told}. Then {what}, and late-ack tasks delivered again. May take longer: {', '.join(long[:SHOWN])}{more}",
+        "rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).' tells it, in milliseconds; raise it, or give "
+        "these tasks a time limit below it",
     )  # fmt: skip

@@ -116,7 +116,11 @@ def test_unsafe_settings_are_told(shop: Workshop) -> None:
     open_to_all = {"ACCEPT_CONTENT": "json,pickle", "RESULT_ACCEPT_CONTENT": "pickle", "TASK_ACKS_LATE": "true"}
     report = Report(shop, env={f"AMQPTASKS_{name}": value for name, value in open_to_all.items()}, code=1)
     assert report.of("accept_content")["status"] == report.of("result_accept_content")["status"] == "bad"
-    assert report.of("consumer_timeout")["status"] == "warn"
+    timeout = report.of("consumer_timeout")
+    assert timeout["status"] == "warn" and ".add (no time limit)" in timeout["text"]
+    # But not if no task can take as long as that
+    report = Report(shop, env={"AMQPTASKS_TASK_ACKS_LATE": "true", "AMQPTASKS_TASK_TIME_LIMIT": "60"})
+    assert report.of("consumer_timeout")["status"] == "ok"
 
 
 def test_a_broker_that_is_away_is_a_finding(shop: Workshop) -> None:
@@ -140,7 +144,13 @@ def test_rights_and_alarms_are_found_by_trying(tmp_path: Path, own_broker: Priva
         for right in ("configure:", "write:", "read:"):
             found = report.of("rights", right)
             assert found["status"] == "bad" and "rabbitmqctl set_permissions" in found["remedy"]
-        # When she is given what that says / Then it is enough
+        # When she may not even look at a queue / Then everything else is looked at all the same
+        own_broker.ctl("set_permissions", "ann", "^$", "^$", "^$")
+        blind = Report(shop, "-b", url, code=1)
+        assert any(each["check"] == "rights" and shop.queue in each["text"] for each in blind.findings)
+        assert blind.of("alarms")["status"] == "warn" and "unknown: 403 ACCESS_REFUSED" in blind.of("alarms")["text"]
+        assert {each["check"] for each in blind.findings} >= {"version", "clock", "consumer_timeout"}
+        # When she is given what the report says / Then it is enough
         patterns = report.of("rights", "read:")["remedy"].split("'")[1::2]
         own_broker.ctl("set_permissions", "ann", *patterns)
         assert Report(shop, "-b", url).of("rights")["status"] == "ok"
