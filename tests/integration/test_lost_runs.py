@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from amqptasks.exceptions import WorkerLostError
 from amqptasks.results.record import ResultRecord
 from amqptasks.states import SUCCESS
+from tests.proxy import Proxy
 from tests.running import Workshop
 from tests.support import eventually
 
@@ -188,23 +189,25 @@ def test_a_success_that_is_stored_is_not_run_again(tmp_path: Path, broker_url: s
 # -- ended with their connection
 
 
-def test_running_late_ack_tasks_are_cancelled_with_their_connection(
-    workshop: Workshop, rabbitmqctl: Callable[..., str]
-) -> None:
+def test_running_late_ack_tasks_are_cancelled_with_their_connection(workshop: Workshop, broker_url: str) -> None:
     # Given a worker that is to cancel them, and a task that runs
-    shop, gate = workshop, workshop.gate("stay")
-    worker = shop.start("-c", "1", "--", "worker_cancel_long_running_tasks_on_connection_loss=yes")
-    result = shop.tasks.behind.delay("stay", "one")
-    gate.reached()
-    child = worker.children()
-    # When the broker closes the connections
-    rabbitmqctl("close_all_connections", "a test")
-    # Then its child is ended, and the task begins anew
-    shop.noted("begun one", 2)
-    assert worker.children() != child
-    gate.open()
-    assert result.get(timeout=20) == "one"
-    assert shop.ledger().count("ended one") == 1
+    with Proxy(broker_url) as proxy:
+        shop, gate = workshop, workshop.gate("stay")
+        worker = shop.start(
+            "-c", "1", "--", f"broker_url={proxy.url}", "worker_cancel_long_running_tasks_on_connection_loss=yes"
+        )
+        result = shop.tasks.behind.delay("stay", "one")
+        gate.reached()
+        child = worker.children()
+        # When its connections are cut
+        proxy.cut()
+        # Then its child is ended, and the task begins anew
+        shop.noted("begun one", 2)
+        assert worker.children() != child
+        gate.open()
+        assert result.get(timeout=20) == "one"
+        assert shop.ledger().count("ended one") == 1
+        assert worker.stop() == 0
 
 
 # -- started anew
