@@ -7,7 +7,7 @@ a worker's parent to publish, the order is kept by putting both into one `Collec
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final
@@ -20,10 +20,18 @@ from amqptasks.broker.chord_queues import collector_need, join_queue, join_queue
 from amqptasks.broker.needs import Need
 from amqptasks.canvas.signature import Signature
 from amqptasks.entities import Queue
-from amqptasks.exceptions import ImproperlyConfigured
-from amqptasks.wire.chord import JOIN_TASK, Manifest, collector_name, encode_manifest
+from amqptasks.exceptions import ChordError, ImproperlyConfigured, Unroutable
+from amqptasks.wire.chord import (
+    JOIN_TASK,
+    Addition,
+    Manifest,
+    Mark,
+    collector_name,
+    encode_addition,
+    encode_manifest,
+)
 
-__all__ = ["FIRST_SWEEP_S", "ChordStart", "chord_expires_s", "poke"]
+__all__ = ["FIRST_SWEEP_S", "ChordStart", "add_parts", "chord_expires_s", "poke"]
 
 #: How long a chord is first left alone, seconds.
 FIRST_SWEEP_S: Final = 60.0
@@ -113,6 +121,28 @@ class ChordStart(AbstractContextManager[None]):
                     publisher.finish(sending, deadline)
         finally:
             current_bulk.reset(token)
+
+
+def add_parts(sender: Sender, mark: Mark, keys: Iterable[str]) -> None:
+    """Tell a chord that is running of more parts, before the part that adds them ends.
+
+    Raises:
+        ChordError: The chord is over.
+        OperationalError: The broker did not take it.
+    """
+    policy = policy_of(sender.conf)
+    deadline = time.monotonic() + policy.timeout_s
+    sendings = [
+        sender.publisher.submit(
+            encode_addition(Addition(mark.collector, mark.index, key), sender.conf.task_serializer), (), policy
+        )
+        for key in keys
+    ]  # fmt: skip
+    try:
+        for sending in sendings:
+            sender.publisher.finish(sending, deadline)
+    except Unroutable as error:
+        raise ChordError("the chord that the running task is a part of is over: nothing can be added to it") from error
 
 
 def poke(sender: Sender, collector: str) -> Collected:

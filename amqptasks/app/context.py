@@ -68,6 +68,8 @@ class Context:
     _queue: str | None = None
     #: Next attempts that it has asked for, as messages to send when it has ended; None outside of workers.
     _attempts: list[Any] | None = None
+    #: How often it has added to its chord.
+    _added: int = 0
     #: What ``retry(max_retries=…)`` has said in this run.
     _max_retries: int | None = None
     _protected = 1

@@ -6,12 +6,14 @@ task that is replaced.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any
 
 from amqptasks.app.context import Context
 from amqptasks.canvas import Signature, chain, chunks, xmap, xstarmap
 from amqptasks.canvas.chain import ends_in_group
+from amqptasks.canvas.chord import counted
 from amqptasks.exceptions import Ignore, ImproperlyConfigured
 from amqptasks.results.context import allow_join_result
 
@@ -76,20 +78,45 @@ class Replacing:
         sig.delay()
         raise Ignore("Replaced by new task")
 
-    def add_to_chord(self, sig: Signature, lazy: bool = False) -> NoReturn:
-        """Refuse: how many parts a chord has is known to every one of them, and cannot change.
+    def add_to_chord(self, sig: Signature, lazy: bool = False) -> Any:
+        """Add a call to the header of the chord that the running task is a part of; its result comes right after this
+        task's. Returns the call's result handle.
+
+        A task that runs again adds the same part again, not another one, if it adds its parts in the same order.
+
+        Args:
+            sig: The call; a chain, group or chord of calls counts as it does in a header.
+            lazy: Return the call instead of sending it. The chord waits for it until it is sent and has ended.
 
         Raises:
             ValueError: The running task is no part of a chord.
-            NotImplementedError: It is one.
+            NotImplementedError: A Celery program has begun the chord.
+            ChordError: The chord is over.
+            OperationalError: The broker did not take it.
         """
+        from amqptasks.app.chords import add_parts
+        from amqptasks.wire.chord import Mark, read_mark
+
         task: Any = self
-        if not task.request.chord:
+        request: Context = task.request
+        if not request.chord:
             raise ValueError("Current task is not member of any chord")
-        raise NotImplementedError(
-            f"a chord that has begun cannot get more parts, such as {sig!r:.200}; let this part become several with "
-            "self.replace(group(…)), which gives the list of their results in its place"
-        )
+        mark = read_mark(request.chord)
+        if mark is None:
+            raise NotImplementedError("a chord that a Celery program has begun cannot get more parts here")
+        request._added += 1
+        key = f"{request.id}:{request._added}"
+        call: Any = sig.clone()
+        call.freeze(
+            str(uuid.uuid5(uuid.NAMESPACE_OID, key)), group_id=request.group, group_index=request.group_index,
+            root_id=request.root_id,
+        )  # fmt: skip
+        keys = []
+        for index, part in enumerate(counted(call)):
+            keys.append(f"{key}:{index}" if index else key)
+            part.options["chord"] = Mark(mark.collector, mark.size, mark.index, keys[-1]).to_plain()
+        add_parts(self.app.sender, mark, keys)
+        return call if lazy else call.delay()
 
 
 def _in_place_of(task: Any, request: Context, sig: Signature) -> Any:

@@ -1,7 +1,8 @@
 """What a chord says over the wire: the mark on each counted task, and the messages in its collector.
 
-A chord's collector is a queue that holds one manifest (the body, and how many parts there are) and one message for each
-part that has ended. Pure: names and plain data. Whatever comes in is checked here, and refused as content.
+A chord's collector is a queue that holds one manifest (the body, and how many parts there are), one message for each
+part that has ended, and one for each that a part has added. Pure: names and plain data. Whatever comes in is checked
+here, and refused as content.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from amqptasks.wire.message import PERSISTENT, EncodedMessage, Message, encode
 from amqptasks.wire.serializers import Limits, dumps, loads
 
 __all__ = [
-    "JOIN_TASK", "MAX_PARTS", "Manifest", "Mark", "PartEnd", "collector_name", "encode_manifest", "encode_part",
-    "is_collector", "read_mark", "read_message",
+    "JOIN_TASK", "MAX_PARTS", "Addition", "Manifest", "Mark", "PartEnd", "collector_name", "encode_addition",
+    "encode_manifest", "encode_part", "is_collector", "read_mark", "read_message",
 ]  # fmt: skip
 
 #: The task that a poke and a sweep are calls of.
@@ -26,6 +27,7 @@ MAX_PARTS: Final = 10_000_000
 _VERSION: Final = 1
 _INFIX: Final = ".chord."
 _MAX_QUEUE_BYTES: Final = 255
+_MAX_KEY: Final = 300
 
 
 def collector_name(prefix: str, chord_id: str) -> str:
@@ -53,17 +55,20 @@ class Mark:
 
     Attributes:
         collector: The queue.
-        size: How many parts the chord has; 0 if that is not known.
-        index: Which of them this is.
+        size: How many parts the chord had at first; 0 if that is not known.
+        index: Which of them this is, or added it.
+        added: What tells an added part from others; None for one that was there at first.
     """
 
     collector: str
     size: int
     index: int
+    added: str | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Return what travels among what is embedded in a task's body."""
-        return {"v": _VERSION, "collector": self.collector, "size": self.size, "index": self.index}
+        plain = {"v": _VERSION, "collector": self.collector, "size": self.size, "index": self.index}
+        return plain if self.added is None else {**plain, "added": self.added}
 
 
 def read_mark(value: Any) -> Mark | None:
@@ -71,9 +76,14 @@ def read_mark(value: Any) -> Mark | None:
     if not isinstance(value, Mapping) or value.get("v") != _VERSION or not is_collector(value.get("collector")):
         return None
     size, index = value.get("size"), value.get("index")
+    added = value.get("added")
     if type(size) is not int or type(index) is not int or not 0 <= index < size <= MAX_PARTS:
         return None
-    return Mark(value["collector"], size, index)
+    return Mark(value["collector"], size, index, added) if added is None or _is_key(added) else None
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _MAX_KEY
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +121,39 @@ class PartEnd:
     is_success: bool
     value: Any
     traceback: str | None = None
+    added: str | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Return the map that travels."""
         plain = {"v": _VERSION, "chord": self.collector, "index": self.index, "task_id": self.task_id}
+        if self.added is not None:
+            plain["added"] = self.added
         if self.is_success:
             return {**plain, "result": self.value}
         return {**plain, "error": self.value, "traceback": self.traceback}
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """One more part, added by a part while it runs. It is in the collector before that one's end.
+
+    Attributes:
+        index: Which part has added it.
+        added: What tells it from others.
+    """
+
+    collector: str
+    index: int
+    added: str
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the map that travels."""
+        return {"v": _VERSION, "chord": self.collector, "index": self.index, "add": self.added}
+
+
+def encode_addition(addition: Addition, serializer: str) -> EncodedMessage:
+    """Make the message of one more part."""
+    return _encode(addition.to_plain(), addition.collector, addition.added[:200], serializer)
 
 
 def encode_manifest(manifest: Manifest, serializer: str) -> EncodedMessage:
@@ -148,7 +184,7 @@ def _encode(plain: Mapping[str, Any], collector: str, correlation_id: str, seria
 
 def read_message(
     collector: str, body: bytes, content_type: Any, content_encoding: Any, accept: frozenset[str], limits: Limits
-) -> Manifest | PartEnd:
+) -> Manifest | PartEnd | Addition:
     """Read a message of a collector.
 
     Raises:
@@ -160,7 +196,16 @@ def read_message(
     if not isinstance(plain, Mapping) or plain.get("v") != _VERSION or plain.get("chord") != collector:
         # Signed ones too: what was signed for another chord is nothing in this one.
         raise DecodeError("expected a message of this chord")
+    if "add" in plain:
+        return _addition(collector, plain)
     return _manifest(collector, plain) if "body" in plain else _part(collector, plain)
+
+
+def _addition(collector: str, plain: Mapping[Any, Any]) -> Addition:
+    index, added = plain.get("index"), plain["add"]
+    if type(index) is not int or not 0 <= index < MAX_PARTS or not _is_key(added):
+        raise DecodeError(f"expected one more part of a chord to have an index and a key, got: {index!r:.80}")
+    return Addition(collector, index, added)
 
 
 def _manifest(collector: str, plain: Mapping[Any, Any]) -> Manifest:
@@ -177,8 +222,11 @@ def _part(collector: str, plain: Mapping[Any, Any]) -> PartEnd:
     index, task_id, traceback = plain.get("index"), plain.get("task_id"), plain.get("traceback")
     if type(index) is not int or not 0 <= index < MAX_PARTS or not isinstance(task_id, str):
         raise DecodeError(f"expected the part of a chord to have an index and an id, got: {index!r:.80}")
+    added = plain.get("added")
+    if added is not None and not _is_key(added):
+        raise DecodeError(f"expected an added part of a chord to have a key, got: {added!r:.80}")
     if ("result" in plain) == ("error" in plain):
         raise DecodeError("expected the part of a chord to have either a result or an error")
     text = traceback if isinstance(traceback, str) else None
     is_success = "result" in plain
-    return PartEnd(collector, index, task_id, is_success, plain["result" if is_success else "error"], text)
+    return PartEnd(collector, index, task_id, is_success, plain["result" if is_success else "error"], text, added)

@@ -34,7 +34,8 @@ def succeeded(app: App, request: Context, value: Any) -> tuple[Part, ...]:
     mark = read_mark(request.chord)
     if mark is None:
         return ()
-    message = encode_part(PartEnd(mark.collector, mark.index, request.id or "", True, value), app.conf.task_serializer)
+    end = PartEnd(mark.collector, mark.index, request.id or "", True, value, added=mark.added)
+    message = encode_part(end, app.conf.task_serializer)
     most = app.conf.task_message_max_bytes
     if len(message.body) > most:
         raise EncodeError(
@@ -84,13 +85,15 @@ def _failed_part(conf: Any, mark: Mark, task_id: str, error: BaseException, trac
     serializer = conf.task_serializer
     plain = to_plain(error, serializer)
     try:
-        message = encode_part(PartEnd(mark.collector, mark.index, task_id, False, plain, traceback), serializer)
+        message = encode_part(
+            PartEnd(mark.collector, mark.index, task_id, False, plain, traceback, mark.added), serializer
+        )
         if len(message.body) > conf.task_message_max_bytes:
             raise EncodeError("the error is too large")
     except EncodeError as trouble:
         logger.warning("The error of task %s cannot be told to its chord: %s", printable(task_id, 64), trouble)
         plain = to_plain(type(trouble)(f"{type(error).__name__}, which cannot be sent: {trouble}"[:1000]), serializer)
-        message = encode_part(PartEnd(mark.collector, mark.index, task_id, False, plain), serializer)
+        message = encode_part(PartEnd(mark.collector, mark.index, task_id, False, plain, added=mark.added), serializer)
     return Part(message, mark.size)
 
 

@@ -7,6 +7,7 @@ import asyncio
 import json
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,10 @@ TASKS = """
     @app.task
     def xsum(numbers):
         return sum(numbers)
+
+    @app.task
+    def listed(values):
+        return values
 
     tsum = app.task(name="tasks.tsum")(sum)
 
@@ -95,8 +100,23 @@ TASKS = """
         return self.replace(become_twice.s(times - 1, call) if times else app.signature(call))
 
     @app.task(bind=True)
-    def grow(self, *args):
-        self.add_to_chord(add.s(1, 1))
+    def grow(self, *calls):
+        for call in calls:
+            self.add_to_chord(app.signature(call))
+        return len(calls)
+
+    @app.task(bind=True)
+    def grow_lazily(self, call):
+        self.add_to_chord(app.signature(call), lazy=True).delay()
+        return "grown"
+
+    @app.task(bind=True, acks_late=True)
+    def grow_and_die(self, path):
+        self.add_to_chord(add.s(5, 5))
+        if not os.path.exists(path):
+            open(path, "w").close()
+            os.kill(os.getpid(), 9)
+        return "lives"
 """
 
 
@@ -322,12 +342,22 @@ def test_what_a_task_begins_is_among_its_children(tasks: Any) -> None:
         assert (child.id == begun) is (call.subtask_type != "chain")
 
 
-def test_a_chord_that_has_begun_does_not_grow(tasks: Any) -> None:
+def test_a_part_may_add_parts_to_its_chord(tasks: Any, tmp_path: Path) -> None:
+    add, listed = tasks.add, tasks.listed
     with pytest.raises(ValueError, match="not member of any chord"):
-        get(tasks.grow.delay())
-    result = chord([tasks.grow.s(), tasks.add.s(1, 1)], tasks.xsum.s()).delay()
-    with pytest.raises(NotImplementedError, match="cannot get more parts"):
-        get(result.parent[0])
+        get(tasks.grow.delay(add.s(1, 1)))
+    # Given parts that add calls: single ones, a chain, a group, one that adds another
+    for header, expected in (
+        ([tasks.grow.s(add.s(1, 1), add.s(2, 2)), add.s(9, 9)], [2, 2, 4, 18]),
+        ([add.s(9, 9), tasks.grow.s(add.s(1, 1) | add.s(10))], [18, 1, 12]),
+        ([tasks.grow.s(group(add.s(1, 1), add.s(2, 2)))], [1, 2, 4]),
+        ([tasks.grow.s(tasks.grow.s(add.s(3, 3)))], [1, 1, 6]),
+        ([tasks.grow_lazily.s(add.s(1, 1)), add.s(2, 2)], ["grown", 2, 4]),
+        # And one that is run again after it has done so, which adds no other
+        ([tasks.grow_and_die.s(str(tmp_path / "died")), add.s(1, 1)], ["lives", 10, 2]),
+    ):
+        # When the chord is sent / Then its body gets the results of all, each after the part that added it
+        assert get(chord(header, listed.s()).delay()) == expected
 
 
 # -- maps, stamps, asyncio

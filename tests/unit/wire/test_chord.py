@@ -10,10 +10,12 @@ from hypothesis import strategies as some
 
 from amqptasks.exceptions import ContentDisallowed, ContentError
 from amqptasks.wire.chord import (
+    Addition,
     Manifest,
     Mark,
     PartEnd,
     collector_name,
+    encode_addition,
     encode_manifest,
     encode_part,
     is_collector,
@@ -42,10 +44,14 @@ def test_what_is_written_is_read(serializer: str) -> None:
         PartEnd(QUEUE, 3, "id", True, [1, {"a": None}]),
         PartEnd(QUEUE, 0, "id", True, None),
         PartEnd(QUEUE, 1, "id", False, {"exc_type": "ValueError"}, "Traceback: …"),
+        PartEnd(QUEUE, 1, "id", True, 5, added="key"),
     ):
         encoded = encode_part(message, serializer)
         assert (encoded.exchange, encoded.routing_key) == ("", QUEUE)
         assert read(encoded.body, serializer) == message
+    more = Addition(QUEUE, 1, "key")
+    assert read(encode_addition(more, serializer).body, serializer) == more
+    assert read_mark(Mark(QUEUE, 2, 1, "key").to_plain()) == Mark(QUEUE, 2, 1, "key")
     manifest = Manifest(QUEUE, 2, body, "c1", 12.5, "root")
     assert read(encode_manifest(manifest, serializer).body, serializer) == manifest
 

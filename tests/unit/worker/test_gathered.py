@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as some
 
-from amqptasks.wire.chord import Manifest, PartEnd
+from amqptasks.wire.chord import Addition, Manifest, PartEnd
 from amqptasks.worker.gathered import Gathered
 from amqptasks.worker.joining import FIRST_SWEEP_S, LONGEST_SWEEP_S, MAX_SWEEPS, next_sweep_s
 
@@ -20,7 +20,11 @@ def end(index: int, value: object = None, *, ok: bool = True) -> PartEnd:
     return PartEnd(CHORD, index, f"id-{index}", ok, value)
 
 
-def gathered(*messages: Manifest | PartEnd, max_bytes: int = 10_000, size: int = 100) -> Gathered:
+def added(index: int, key: str, value: object = None) -> tuple[Addition, PartEnd]:
+    return Addition(CHORD, index, key), PartEnd(CHORD, index, f"id-{key}", True, value, added=key)
+
+
+def gathered(*messages: Manifest | PartEnd | Addition, max_bytes: int = 10_000, size: int = 100) -> Gathered:
     made = Gathered(max_bytes)
     for each in messages:
         made.add(each, size)
@@ -59,6 +63,21 @@ def test_complete_is_when_every_index_was_seen(case: tuple[int, list[int]]) -> N
     assert found.missing == sorted(set(range(size)) - set(indexes))
     if found.is_complete:
         assert found.values == list(range(size))
+
+
+def test_an_added_part_is_waited_for_and_stands_after_the_one_that_added_it() -> None:
+    # Given a header of two, whose first part adds two / When the second one's end is not there yet
+    first, first_end = added(0, "k1", "first")
+    second, second_end = added(0, "k2", "second")
+    messages = [manifest(2), first, second, end(0, 0), end(1, 1), second_end]
+    found = gathered(*messages)
+    # Then it is waited for
+    assert (found.is_complete, found.size, found.missing) == (False, 4, [0])
+    # And once it is there, all stand in order, in whatever order they ended; what is said twice is said once
+    found = gathered(*messages, first, second_end, first_end)
+    assert (found.is_complete, found.values) == (True, [0, "first", "second", 1])
+    # And the end of one that nobody has added counts for nothing
+    assert not gathered(manifest(2), end(0), second_end).is_complete
 
 
 def test_what_is_too_much_for_a_message_is_not_kept() -> None:
