@@ -592,7 +592,7 @@ def test_a_fork_before_the_first_send_is_as_good(tmp_path: Path, broker_url: str
         APP
         + """
     child = os.fork()
-    print(work.delay().id, flush=True)
+    os.write(1, f"{work.delay().id}\\n".encode())
     if child:
         assert os.waitpid(child, 0)[1] == 0
     """,
