@@ -14,6 +14,8 @@ from amqptasks.wire.chord import collector_name
 from tests.running import Workshop
 from tests.support import PrivateBroker, eventually
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     from amqptasks.broker.collector import CollectorSession
     from amqptasks.worker import parts

@@ -10,6 +10,8 @@ from amqptasks import chain, chord, group
 from amqptasks.exceptions import ChordError
 from tests.running import Workshop
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     app.conf.task_queue_prefix = "chords"
 
