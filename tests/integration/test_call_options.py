@@ -205,6 +205,20 @@ def test_a_call_may_say_where_it_goes(shop: Workshop) -> None:
         shop.delete_exchange(exchange)
 
 
+tested |= {"route_name"}
+
+
+def test_a_call_may_go_where_another_tasks_calls_go(shop: Workshop) -> None:
+    # Given a route of one task / When another is called as if it were that one, as maps are / Then it goes there
+    other = f"{shop.queue}-other"
+    shop.app.conf.task_routes = {"elsewhere": {"queue": other}}
+    try:
+        sent(shop, lambda: shop.tasks.add.apply_async((1, 2), route_name="elsewhere"), other)
+        sent(shop, lambda: shop.tasks.add.apply_async((1, 2), route_name="nowhere in particular"), shop.queue)
+    finally:
+        shop.app.conf.task_routes = None
+
+
 tested |= {"mandatory"}
 
 
