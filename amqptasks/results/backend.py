@@ -47,6 +47,7 @@ class ResultBackend(ABC):
         compresses: Whether ``result_compression`` acts on what it keeps.
         expires_failures: Whether ``result_failure_expires`` does.
         counts_chords: Whether it counts the parts of Celery's chords.
+        joins_stored: Whether it only counts them: a result is to be stored before its part is counted.
     """
 
     persistent: bool = True
@@ -54,6 +55,7 @@ class ResultBackend(ABC):
     compresses: bool = False
     expires_failures: bool = False
     counts_chords: bool = False
+    joins_stored: bool = False
 
     # -- the worker's side
 
@@ -213,14 +215,16 @@ class ResultBackend(ABC):
 
     # -- Celery's chords, where `counts_chords`
 
-    def count_part(self, group_id: str, task_id: str, index: int | None, state: str, value: Any) -> bool:
+    def count_part(
+        self, group_id: str, task_id: str, index: int | None, state: str, value: Any, size: int | None = None
+    ) -> bool:
         """Count the end of a part of a chord of Celery's; returns whether it was the last. Counting twice is counting
-        once, and gives the same answer.
+        once, and gives the same answer. `size` is how many there are, if the chord's body says so.
 
         Raises:
             BackendStoreError: It could not be counted.
         """
-        del group_id, task_id, index, state, value
+        del group_id, task_id, index, state, value, size
         return False
 
     def counted_parts(self, group_id: str) -> list[tuple[str, str, Any]]:

@@ -14,6 +14,7 @@ __all__ = ["Keys", "dump_group", "dump_record", "load_group", "load_record"]
 
 TASK_PREFIX: Final = "celery-task-meta-"
 GROUP_PREFIX: Final = "celery-taskset-meta-"
+CHORD_PREFIX: Final = "chord-unlock-"
 #: What may stand between the prefix of a fleet and that of Celery's; else an underscore is put there.
 _SEPARATORS: Final = ":_-."
 
@@ -46,6 +47,10 @@ class Keys:
     def group(self, group_id: str) -> str:
         """Return the key of a saved group."""
         return f"{self.prefix}{GROUP_PREFIX}{group_id}"
+
+    def chord(self, group_id: str) -> str:
+        """Return the key that the parts of a chord are counted in, where the store only counts."""
+        return f"{self.prefix}{CHORD_PREFIX}{group_id}"
 
 
 def dump_record(record: ResultRecord, payloads: Payloads) -> bytes:

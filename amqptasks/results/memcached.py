@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.results.backend import ResultBackend
@@ -20,6 +20,10 @@ from amqptasks.results.polled import Store, StoreBackend
 from amqptasks.results.registry import BackendApp
 from amqptasks.results.retries import StoreRetries
 from amqptasks.urls import mask_url
+from amqptasks.wire.reprs import printable
+
+if TYPE_CHECKING:
+    from amqptasks.results.memcached_servers import Servers
 
 __all__ = ["MemcachedBackend", "from_app"]
 
@@ -53,6 +57,7 @@ def from_app(url: str, app: BackendApp) -> ResultBackend:
     return MemcachedBackend(
         url, {key: value for key, value in options.items() if key not in idle}, Keys.of(conf),
         Payloads.of(conf, app.limits()), StoreRetries.of(conf), conf.result_expires,
+        conf.result_expires if conf.result_chord_expires is None else conf.result_chord_expires,
     )  # fmt: skip
 
 
@@ -63,6 +68,7 @@ class MemcachedBackend(StoreBackend):
         url: Without ``cache+``.
         options: Of pymemcache's clients.
         expires_s: How long results are kept; None or 0 for ever, or until memcached needs their place.
+        chord_expires_s: The same for what counts the parts of a chord of Celery's.
 
     Raises:
         ImproperlyConfigured: No server is named, or pymemcache is not installed.
@@ -70,10 +76,13 @@ class MemcachedBackend(StoreBackend):
 
     # memcached forgets what has expired.
     cleans_up = False
+    counts_chords = True
+    joins_stored = True
 
     def __init__(
         self, url: str, options: Mapping[str, Any] | None = None, keys: Keys | None = None,
         payloads: Payloads | None = None, retries: StoreRetries | None = None, expires_s: float | None = 86_400.0,
+        chord_expires_s: float | None = 86_400.0,
     ) -> None:  # fmt: skip
         self._servers = [each for each in url.partition("://")[2].rstrip("/").split(_SERVERS) if each]
         if not self._servers:
@@ -86,17 +95,35 @@ class MemcachedBackend(StoreBackend):
         self._keys = keys or Keys()
         self._payloads = payloads or Payloads()
         self._expires_s = expires_s
+        self._chord_expires_s = chord_expires_s
         super().__init__(retries)
 
     def open(self) -> Store:
         """Make the clients, without connecting."""
         from amqptasks.results.memcached_servers import Servers
 
-        return Servers(self._servers, self._options, self._keys, self._payloads, self._expires_s, self.as_uri())
+        return Servers(
+            self._servers, self._options, self._keys, self._payloads, (self._expires_s, self._chord_expires_s),
+            self.as_uri(),
+        )  # fmt: skip
 
     def as_uri(self) -> str:
         """Return the URL. There are no passwords."""
         return mask_url(f"cache+memcached://{_SERVERS.join(self._servers)}/")
+
+    # -- Celery's chords
+
+    def count_part(
+        self, group_id: str, task_id: str, index: int | None, state: str, value: Any, size: int | None = None
+    ) -> bool:
+        """Count the end of a part as Celery does, trying again as for results. Its result must be stored."""
+        del state, value
+        what = f"count task {printable(task_id, 64)} in its chord"
+        return self._write(
+            what, lambda store: cast("Servers", store).count_part(group_id, task_id, index, size), brief=False
+        )
+
+    # -- errors
 
     def may_pass(self, error: Exception, retry: int) -> bool:
         """Whether trying again may help."""

@@ -25,6 +25,7 @@ from pymemcache.exceptions import (
 
 from amqptasks.exceptions import ContentError, ImproperlyConfigured
 from amqptasks.results.keyvalue import Keys, dump_group, dump_record, load_group, load_record
+from amqptasks.results.memcached_chords import Counter, name_of, size_of
 from amqptasks.results.payload import Payloads
 from amqptasks.results.polled import Store
 from amqptasks.results.record import ResultRecord, supersedes
@@ -40,6 +41,8 @@ T = TypeVar("T")
 LONGEST_RELATIVE_S: Final = 30 * 24 * 60 * 60
 #: Keys that one question names at most.
 KEYS_PER_QUESTION: Final = 200
+#: Of the notes that parts of chords have been counted.
+NOTE_PREFIX: Final = "amqptasks-chord-part-"
 _DEFAULTS: Final[Mapping[str, Any]] = {"connect_timeout": 5.0, "timeout": 5.0}
 _TOO_LARGE: Final = "too large"
 
@@ -52,6 +55,7 @@ class Servers(Store):
     Args:
         places: Hosts with ports, or paths of sockets.
         options: Of pymemcache's clients.
+        expires_s: How long to keep results, and what counts the parts of a chord.
         uri: Names them for errors.
 
     Raises:
@@ -60,11 +64,11 @@ class Servers(Store):
 
     def __init__(
         self, places: Sequence[str], options: Mapping[str, Any], keys: Keys, payloads: Payloads,
-        expires_s: float | None, uri: str,
+        expires_s: tuple[float | None, float | None], uri: str,
     ) -> None:  # fmt: skip
         self._keys = keys
         self._payloads = payloads
-        self._expires_s = expires_s
+        self._expires_s, self._chord_expires_s = expires_s
         self._servers: dict[str, _Server] = {}
         given = {**_DEFAULTS, **options, "default_noreply": False}
         try:
@@ -115,10 +119,7 @@ class Servers(Store):
         return bool(self._on(key, lambda client: client.cas(key, value, token, self._expires(), noreply=False)))
 
     def _expires(self) -> int:
-        if not self._expires_s:
-            return 0
-        whole_s = max(1, math.ceil(self._expires_s))
-        return whole_s if whole_s <= LONGEST_RELATIVE_S else int(time.time()) + whole_s
+        return _moment(self._expires_s)
 
     def _readable(self, key: str, value: bytes) -> ResultRecord | None:
         try:
@@ -165,6 +166,30 @@ class Servers(Store):
     def delete_group(self, group_id: str) -> None:
         """Drop a group."""
         self._delete(self._keys.group(group_id))
+
+    # -- Celery's chords
+
+    def count_part(self, group_id: str, task_id: str, index: int | None, size: int | None) -> bool:
+        """Count a part of a chord, whose result is stored; returns whether it was the last."""
+        counter = Counter(
+            self._on, self._keys.chord(group_id), f"{self._keys.prefix}{NOTE_PREFIX}", _moment(self._chord_expires_s)
+        )
+        number = counter.count(name_of(group_id, task_id, index))
+        if number is None:
+            logger.error(
+                "memcached has no counter of chord %s any more: task %s is not counted, and the body is not called",
+                printable(group_id, 64), printable(task_id, 64),
+            )  # fmt: skip
+            return False
+        # As Celery does: what the last part needs stays as long as the longer of the two.
+        kept_s = max(self._expires_s, self._chord_expires_s) if self._expires_s and self._chord_expires_s else None
+        for key in (self._keys.group(group_id), self._keys.task(task_id)):
+            self._on(key, partial(_touch, key=key, expires=_moment(kept_s)))
+        if size is None:
+            size = size_of(self.select_group(group_id))
+            if size is None:
+                logger.error("memcached does not know the size of chord %s any more", printable(group_id, 64))
+        return number == size
 
 
 class _Server:
@@ -213,6 +238,18 @@ class _Server:
         """Close the connections: those in use as soon as they are not."""
         self._is_closed = True
         self._drop()
+
+
+def _moment(seconds: float | None) -> int:
+    """Return how long memcached is to keep something, as it takes it."""
+    if not seconds:
+        return 0
+    whole_s = max(1, math.ceil(seconds))
+    return whole_s if whole_s <= LONGEST_RELATIVE_S else int(time.time()) + whole_s
+
+
+def _touch(client: Any, key: str, expires: int) -> None:
+    client.touch(key, expires, noreply=False)
 
 
 def _values(client: Any, keys: list[str]) -> dict[str, bytes]:

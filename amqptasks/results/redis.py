@@ -133,8 +133,11 @@ class RedisBackend(StoreBackend):
 
     # -- Celery's chords
 
-    def count_part(self, group_id: str, task_id: str, index: int | None, state: str, value: Any) -> bool:
-        """Count the end of a part as Celery does, trying again as for results."""
+    def count_part(
+        self, group_id: str, task_id: str, index: int | None, state: str, value: Any, size: int | None = None
+    ) -> bool:
+        """Count the end of a part as Celery does, trying again as for results. Redis knows the size."""
+        del size
         what = f"count task {printable(task_id, 64)} in its chord"
 
         def count(store: Store) -> bool:

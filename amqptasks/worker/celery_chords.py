@@ -15,7 +15,7 @@ from amqptasks.app.app import App
 from amqptasks.app.context import Context
 from amqptasks.exceptions import AmqptasksError, ChordError, ContentError, InvalidTaskError
 from amqptasks.results.context import allow_join_result
-from amqptasks.results.handles import result_from_tuple
+from amqptasks.results.handles import AsyncResult, result_from_tuple
 from amqptasks.results.record import ResultRecord
 from amqptasks.states import PROPAGATE_STATES, SUCCESS
 from amqptasks.wire.chord import Manifest
@@ -37,17 +37,19 @@ def is_body(chord: Any) -> bool:
     return isinstance(chord, Mapping) and isinstance(chord.get("task"), str) and "collector" not in chord
 
 
-def succeeded(app: App, request: Context, value: Any, fail: Fail) -> tuple[Next, ...]:
+def succeeded(app: App, request: Context, record: ResultRecord, fail: Fail) -> tuple[Next, ...]:
     """Count a part that has a result.
 
     Raises:
         EncodeError: It cannot be serialized.
-        BackendStoreError: It could not be counted.
+        BackendStoreError: It could not be stored or counted.
     """
     if not is_body(request.chord) or not isinstance(request.group, str) or not app.backend.counts_chords:
         return ()
     part = (request.id or "", request.group, request.group_index)
-    return _count(app, request, part, SUCCESS, value, request.chord, fail)
+    if app.backend.joins_stored:
+        app.backend.store(record)
+    return _count(app, request, part, SUCCESS, record.result, request.chord, fail)
 
 
 def failed(app: App, request: Context, error: BaseException, state: str, fail: Fail) -> tuple[Next, ...]:
@@ -58,10 +60,20 @@ def failed(app: App, request: Context, error: BaseException, state: str, fail: F
     plain = to_plain(error, app.conf.result_serializer)
     for body, part in _parts(request):
         try:
+            if app.backend.joins_stored:
+                _store_failure(app, part, state, plain)
             found += _count(app, request, part, state, plain, body, fail)
         except AmqptasksError as trouble:
             logger.error("Task %s is not counted in its chord: %s", printable(part[0], 64), trouble)
     return found
+
+
+def _store_failure(app: App, part: tuple[str, str, Any], state: str, plain: Any) -> None:
+    """Store what a part has failed with, unless more is known of it."""
+    task_id, group_id, _index = part
+    known = app.backend.fetch(task_id)
+    if known is None or not known.is_final:
+        app.backend.store(ResultRecord.now(task_id, state, plain, group_id=group_id))
 
 
 def _parts(request: Context) -> Iterator[tuple[Any, tuple[str, str, Any]]]:
@@ -80,7 +92,8 @@ def _count(
     app: App, request: Context, part: tuple[str, str, Any], state: str, value: Any, body: Any, fail: Fail
 ) -> tuple[Next, ...]:
     task_id, group_id, index = part
-    if not app.backend.count_part(group_id, task_id, index if type(index) is int else None, state, value):
+    place, size = (each if type(each) is int else None for each in (index, body.get("chord_size")))
+    if not app.backend.count_part(group_id, task_id, place, state, value, size):
         return ()
     try:
         call = celery_body(app, body)
@@ -106,11 +119,14 @@ def _join(app: App, group_id: str, last: ResultRecord) -> list[Any]:
     saved = app.backend.fetch_group(group_id)
     if saved is not None:
         # A header of groups: their results are lists in the list, and are read one by one, the last one too.
-        app.backend.store(last)
+        if not app.backend.joins_stored:
+            app.backend.store(last)
         group = result_from_tuple(saved, app)
         with allow_join_result():
-            values = group.get(timeout=JOIN_S, propagate=True)
+            values = _join_group(group)
         return list(values)
+    if app.backend.joins_stored:
+        raise ChordError(f"GroupResult {printable(group_id, 64)} no longer exists")
     values = []
     for task_id, state, result in app.backend.counted_parts(group_id):
         if state in PROPAGATE_STATES:
@@ -118,3 +134,13 @@ def _join(app: App, group_id: str, last: ResultRecord) -> list[Any]:
             raise ChordError(f"Dependency {task_id} raised {cause!r}") from cause
         values.append(result)
     return values
+
+
+def _join_group(group: Any) -> Any:
+    try:
+        return group.get(timeout=JOIN_S, propagate=True)
+    except Exception as error:
+        for part in group.results:
+            if isinstance(part, AsyncResult) and part.state in PROPAGATE_STATES:
+                raise ChordError(f"Dependency {part.id} raised {error!r}") from error
+        raise

@@ -18,7 +18,7 @@ from amqptasks.exceptions import AmqptasksError, EncodeError
 from amqptasks.results.backend import ResultBackend
 from amqptasks.results.kept import kept_queue
 from amqptasks.results.record import FOLLOWERS, ResultRecord
-from amqptasks.states import FAILURE, RETRY, REVOKED
+from amqptasks.states import FAILURE, RETRY, REVOKED, SUCCESS
 from amqptasks.wire.failures import to_plain
 from amqptasks.wire.message import PERSISTENT, encode
 from amqptasks.wire.serializers import dumps
@@ -152,7 +152,7 @@ class FollowUps:
 
         return (
             *succeeded(self._app, request, value),
-            *celery_chords.succeeded(self._app, request, value, self.never_run),
+            *celery_chords.succeeded(self._app, request, self.record(request, SUCCESS, value), self.never_run),
         )
 
     def failed_parts(self, request: Context, error: BaseException, traceback: str | None) -> tuple[Next, ...]:
