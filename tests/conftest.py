@@ -9,6 +9,7 @@ Environment:
     AMQPTASKS_TEST_MEMCACHED_URL
                                 a memcached to use, cache+memcached://…; without it the same
     AMQPTASKS_TEST_SEED         the seed of the order, to repeat a run; generated examples are then always the same
+    AMQPTASKS_TEST_PART         "1/2:seed" for the first half of the modules in that order; scripts/test runs both at once
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ Server = TypeVar("Server", bound=PrivateServer)
 if TYPE_CHECKING:
     from tests.mongo_server import MongoServer
 
-SEED = os.environ.get("AMQPTASKS_TEST_SEED") or str(random.randrange(10**6))
+#: "1/2:4711": the first half of the modules, in the order of this seed. How scripts/test runs two halves at once.
+PART, _, PART_SEED = os.environ.get("AMQPTASKS_TEST_PART", "1/1").partition(":")
+SEED = os.environ.get("AMQPTASKS_TEST_SEED") or PART_SEED or str(random.randrange(10**6))
 DEADLINE_S = 60.0
 #: How long a test that missed its deadline has for its clean-up before the whole run is ended.
 GRACE_S = 30.0
@@ -63,10 +66,10 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> str:
-    return f"order: AMQPTASKS_TEST_SEED={SEED}"
+    return f"order: AMQPTASKS_TEST_SEED={SEED}" + ("" if PART == "1/1" else f", part {PART} of the modules")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Modules in random order and tests in random order within them: what a module shares is then still made once.
     chance = random.Random(SEED)
     modules: dict[str, list[pytest.Item]] = {}
@@ -76,7 +79,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     chance.shuffle(groups)
     for group in groups:
         chance.shuffle(group)
-    items[:] = [item for group in groups for item in group]
+    part, parts = map(int, PART.split("/"))
+    left_out = [item for number, group in enumerate(groups) if number % parts != part - 1 for item in group]
+    items[:] = [item for number, group in enumerate(groups) if number % parts == part - 1 for item in group]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.hookimpl(wrapper=True)
