@@ -36,7 +36,8 @@ class QueueCounter:
         self._loop = loop
         self._connection = connection
         self._channel: Channel | None = None
-        self._is_opening = False
+        # The connection on which the channel is being opened.
+        self._opening: Connection | None = None
         self._is_scheduled = False
         self._waiting: dict[str, list[Counted]] = {}
         # The queue that is looked at now. Who asks for it meanwhile waits for the next look.
@@ -54,7 +55,7 @@ class QueueCounter:
 
     def _next(self) -> None:
         self._is_scheduled = False
-        if self._looking is not None or not self._waiting or self._is_opening:
+        if self._looking is not None or not self._waiting or (self._opening is not None and self._opening.is_open):
             return
         connection = self._connection()
         if connection is None or not connection.is_open:
@@ -63,7 +64,7 @@ class QueueCounter:
             return
         channel = self._channel
         if channel is None or not channel.is_open or channel.connection is not connection:
-            self._is_opening = True
+            self._opening = connection
             opened = connection.channel(on_open_callback=self._opened)
             opened.add_on_close_callback(self._closed)
             return
@@ -72,7 +73,7 @@ class QueueCounter:
         channel.queue_declare(queue, passive=True, callback=self._answered)
 
     def _opened(self, channel: Channel) -> None:
-        self._is_opening = False
+        self._opening = None
         self._channel = channel
         self._next()
 
@@ -88,7 +89,7 @@ class QueueCounter:
             self._schedule()
 
     def _closed(self, channel: Channel, error: Exception) -> None:
-        self._is_opening = False
+        self._opening = None
         if channel is self._channel:
             self._channel = None
         code = getattr(error, "reply_code", 0)

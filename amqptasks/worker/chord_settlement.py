@@ -17,6 +17,7 @@ from amqptasks.broker.counting import QueueCounter
 from amqptasks.broker.loop import Loop
 from amqptasks.broker.needs import Need
 from amqptasks.exceptions import EncodeError, OperationalError, Unroutable
+from amqptasks.wire.chord import is_collector
 from amqptasks.wire.message import EncodedMessage
 from amqptasks.worker.outcome import Next, Opening, Part
 
@@ -55,6 +56,13 @@ class ChordSettlement:
         self._poking: dict[str, list[Done]] = {}
         # How many messages the collectors had that were poked last.
         self._poked: dict[str, int] = {}
+
+    def count(self, collector: Any, done: Callable[[int | None], None]) -> None:
+        """Count what is in a collector; None if there is none, 1 if this cannot be one."""
+        if is_collector(collector):
+            self._counter.count(collector, done)
+        else:
+            done(1)
 
     # -- parts
 

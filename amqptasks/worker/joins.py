@@ -63,5 +63,14 @@ class Joins(Helper):
     def on_delivery(self, delivery: Delivery) -> None:
         """Take a call in. One that comes a second time runs a second time: that does no harm."""
         request = self._deliveries.examined(delivery)
-        if request is not None:
-            self.submit(_Join(request, self._settlement))
+        if request is None:
+            return
+
+        def counted(count: int | None) -> None:
+            if count is None:
+                # Most sweeps end here: the chord has been joined long ago.
+                request.ack()
+            else:
+                self.submit(_Join(request, self._settlement))
+
+        self._settlement.count_collector(request, counted)

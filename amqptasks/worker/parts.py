@@ -13,11 +13,11 @@ from amqptasks.wire.chord import Mark, PartEnd, collector_name, encode_part, is_
 from amqptasks.wire.failures import to_plain
 from amqptasks.wire.reprs import printable
 from amqptasks.wire.serializers import Limits, accepted
-from amqptasks.wire.task import read_body
+from amqptasks.wire.task import TaskBody, read_body
 from amqptasks.worker.outcome import Part
 from amqptasks.worker.request import Request
 
-__all__ = ["failed", "marks_in", "succeeded", "unreadable", "unsent"]
+__all__ = ["body_of", "failed", "marks_in", "succeeded", "unreadable", "unsent"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,17 +68,24 @@ def unreadable(app: App, request: Context, error: BaseException) -> tuple[Part, 
 
 def unsent(conf: Any, request: Request, why: str) -> tuple[Part, ...]:
     """Make the ends of the parts that a task stood for of which what follows cannot be sent. Raises nothing."""
+    body = body_of(conf, request)
+    if body is None:
+        return ()
+    context = Context(id=request.id, chain=body.chain, chord=body.chord)
+    return failed(conf, context, OperationalError(f"what follows task {request.id} cannot be sent: {why}"), None)
+
+
+def body_of(conf: Any, request: Request) -> TaskBody | None:
+    """Read the body of a task in the worker's parent; None if that cannot be done."""
     properties = request.delivery.properties
     limits = Limits(conf.task_message_max_bytes, conf.task_message_max_items, conf.task_message_max_depth)
     try:
-        body = read_body(
+        return read_body(
             request.headers, properties.content_type, properties.content_encoding, request.delivery.body,
             accepted(conf.accept_content), limits,
         )  # fmt: skip
     except (ContentError, InvalidTaskError):
-        return ()
-    context = Context(id=request.id, chain=body.chain, chord=body.chord)
-    return failed(conf, context, OperationalError(f"what follows task {request.id} cannot be sent: {why}"), None)
+        return None
 
 
 def _failed_part(conf: Any, mark: Mark, task_id: str, error: BaseException, traceback: str | None) -> Part:

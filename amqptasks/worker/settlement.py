@@ -108,6 +108,14 @@ class Settlement:
         else:
             self._for_chords().begin(request, each, done)
 
+    def count_collector(self, request: Request, done: Callable[[int | None], None]) -> None:
+        """Count what is in the collector that a call to join a chord names; None if there is none. What cannot be said
+        is 1: whoever looks closer will see."""
+        from amqptasks.worker.parts import body_of
+
+        body = body_of(self._sender.conf, request)
+        self._for_chords().count(body.args[0] if body is not None and body.args else None, done)
+
     def _for_chords(self) -> ChordSettlement:
         chords = self._chords
         if chords is None:

@@ -151,6 +151,24 @@ def test_calls_to_join_what_is_no_chord_end(shop: Workshop) -> None:
     shop.is_waiting(0, queue)
 
 
+def test_a_sweep_of_what_was_joined_costs_no_process(tmp_path: Path, broker_url: str) -> None:
+    # Given a worker that has joined nothing yet
+    with Workshop(tmp_path, broker_url, source("chord-sweeps")) as shop:
+        worker = shop.start("-c", "1")
+        children = worker.children()
+        queue, known = "chord-sweeps.chord.join.v1", {"content_type": "application/json", "content_encoding": "utf-8"}
+        # When it is to sweep chords that are over
+        for number in range(5):
+            body = json.dumps([[collector_name("chord-sweeps", f"over-{number}")], {"sweep": True}, {}])
+            headers = {"id": f"over-{number}", "task": "amqptasks.join_chord"}
+            shop.publish(body.encode(), headers, queue=queue, **known)
+        shop.is_waiting(0, queue)
+        worker.stop()
+        # Then it has done so itself
+        assert "join_chord" not in worker.log and "Joiner" not in worker.log
+        assert len(children) == 1
+
+
 def test_a_body_that_is_no_call_is_told_in_the_log(shop: Workshop) -> None:
     # Given a collector that is complete, and whose body is no call
     prefix = shop.app.conf.task_queue_prefix

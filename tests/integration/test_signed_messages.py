@@ -26,6 +26,7 @@ from tests.support import eventually
 SOURCE = """
 from datetime import datetime, timezone
 app.conf.update(
+    task_queue_prefix="signed",
     task_serializer="auth", result_serializer="auth", accept_content=["auth"], security_key=str(HERE / "shop.key"),
     security_certificate=str(HERE / "shop.crt"), security_cert_store=str(HERE / "store"),
     task_compression="gzip", result_extended=True,
@@ -86,7 +87,7 @@ def test_what_a_chord_says_is_signed(shop: Workshop) -> None:
     # Given a chord that is under way
     total, add = shop.tasks.total, shop.tasks.add
     result = chord([add.s(1, 1), add.s(2, 2).set(countdown=1)], total.s())()
-    collector = collector_name("amqptasks", result.parent.id)
+    collector = collector_name(shop.app.conf.task_queue_prefix, result.parent.id)
     eventually(lambda: shop.waiting(collector) == 2, 20.0)
     # When somebody puts an end of the other part into its collector that is not signed
     end = {"v": 1, "chord": collector, "index": 1, "task_id": "x", "result": 1000}
