@@ -294,6 +294,6 @@ def _timeout(app: App, version: tuple[int, ...]) -> Iterator[Finding]:
     yield Finding(
         "consumer_timeout", WARN,
         f"{told}. Then {what}, and late-ack tasks delivered again. May take longer: {', '.join(long[:SHOWN])}{more}",
-        "rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).' tells it, in milliseconds; raise it, or give "
-        "these tasks a time limit below it",
+        "rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).' tells it, in milliseconds; raise it, or "
+        "give these tasks a time limit below it",
     )  # fmt: skip
