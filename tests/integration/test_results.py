@@ -254,6 +254,19 @@ def test_a_task_that_exits_ends_neither_its_worker_nor_its_caller(shop: Workshop
     assert shop.workers[0].children() == children
 
 
+def test_an_answer_that_nobody_can_get_any_more_is_dropped_without_a_word(shop: Workshop) -> None:
+    # Given a call whose reply queue is no more / When it has run
+    gate, worker = shop.gate(), shop.workers[0]
+    result = shop.tasks.behind.apply_async((gate.name,), reply_to=f"gone-{uuid.uuid4().hex}")
+    gate.reached()
+    gate.open()
+    worker.wait_for(rf"\[{result.id}\] succeeded")
+    # Then it is settled as any other, and nothing is said of it
+    assert shop.tasks.add.delay(2, 2).get(timeout=20) == 4
+    shop.is_waiting(0)
+    assert not [line for line in worker.log.splitlines() if result.id in line and "INFO/" not in line]
+
+
 def test_an_expected_error_is_logged_in_one_line(shop: Workshop) -> None:
     result = shop.tasks.expected.delay()
     with pytest.raises(KeyError, match="nothing to worry about"):
