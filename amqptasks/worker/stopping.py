@@ -27,6 +27,7 @@ from amqptasks.worker.deliveries import Deliveries
 from amqptasks.worker.dispatch import Dispatcher
 from amqptasks.worker.helper import Helper
 from amqptasks.worker.pools.pool import Pool
+from amqptasks.worker.services import Service
 from amqptasks.worker.settlement import Settlement
 
 logger = logging.getLogger("amqptasks.worker")
@@ -61,6 +62,7 @@ class Parts:
     consumers: Sequence[QueueConsumer]
     links: Sequence[Link]
     stop_revocations: Callable[[], None]
+    services: Sequence[Service]
 
 
 class Stopping:
@@ -76,6 +78,7 @@ class Stopping:
         self._phase = RUNNING
         self._deadline: float | None = None
         self._is_patient = False
+        self._are_services_told = False
         self._old_signals: dict[int, Any] = {}
 
     @property
@@ -166,6 +169,8 @@ class Stopping:
         self.exit_code = exit_code
         logger.warning("%s: cold shutdown, %d running tasks are abandoned", why, parts.dispatcher.running)
         self._announce("Cold", why, exit_code)
+        # First of all: what is put back would come again at once, and count as delivered each time.
+        self._consume_no_more()
         parts.deliveries.abandon("cold shutdown")
         # A child's last report may be on its way: of those it is told when they are gone. Threads only go with the
         # process.
@@ -180,10 +185,17 @@ class Stopping:
         return [each for slot in self._parts.pool.slots for each in slot.assigned if slot.started(each) is not None]
 
     def _begin_nothing(self) -> None:
+        self._consume_no_more()
+        self._parts.deliveries.take_no_more()
+
+    def _consume_no_more(self) -> None:
         self._parts.stop_revocations()
         for consumer in self._parts.consumers:
             consumer.stop_consuming()
-        self._parts.deliveries.take_no_more()
+        if not self._are_services_told:
+            self._are_services_told = True
+            for service in self._parts.services:
+                service.stopping()
 
     @property
     def _is_unsettled(self) -> bool:
@@ -227,6 +239,8 @@ class Stopping:
         self._phase = OVER
         for consumer in parts.consumers:
             consumer.flush()
+        for service in parts.services:
+            service.close()
         parts.pool.stop()
         for helper in parts.helpers:
             helper.stop()

@@ -35,6 +35,7 @@ from amqptasks.worker.executor import Executor
 from amqptasks.worker.joins import Joins
 from amqptasks.worker.pools.guard import Guard
 from amqptasks.worker.pools.pool import Pool, PoolEvents, Run
+from amqptasks.worker.services import Service
 from amqptasks.worker.settlement import Settlement
 from amqptasks.worker.sizing import Sizing
 from amqptasks.worker.stopping import Parts, Stopping
@@ -176,19 +177,23 @@ class Worker:
         self._consumers = [self._consumer(queue) for queue in self.queues]
         #: Those, and the one of the queue that asks for chords to be joined.
         self._all_consumers = [*self._consumers, self._join_consumer()]
+        self._services = self._make_services()
         self._consume_declarer: Declarer | None = None
         self._publish_declarer: Declarer | None = None
         self._stopping = Stopping(
             Parts(
                 loop, self.hostname, conf, self.pool, (self._storer, self._joins), self._dispatcher, self._deliveries,
                 self._settlement, self._confirms, self._all_consumers, (self._consume_link, self._publish_link),
-                self._revocations.stop,
+                self._revocations.stop, self._services,
             )
         )  # fmt: skip
         self.sizing.attach(
             loop, self.pool, self._dispatcher, list(zip(self.queues, self._consumers, strict=True)),
             self._deliveries.expect, self._deliveries.give_back_beyond, lambda: self._stopping.has_begun,
         )  # fmt: skip
+
+    def _make_services(self) -> tuple[Service, ...]:
+        return ()
 
     def _link(
         self, purpose: str, on_up: Callable[[Connection], None], on_down: Callable[[str], None], backoff: Backoff,
@@ -331,6 +336,8 @@ class Worker:
     def _consume_queues(self) -> None:
         connection, declarer = self._consume_link.connection, self._consume_declarer
         if connection is not None and declarer is not None and not self._stopping.has_begun:
+            for service in self._services:
+                service.up(connection, declarer, self._consume_link.version)
             for consumer in self._all_consumers:
                 consumer.up(connection, declarer, self._consume_link.version)
 
@@ -339,6 +346,8 @@ class Worker:
         self._revocations.down(reason)
         for consumer in self._all_consumers:
             consumer.down(reason)
+        for service in self._services:
+            service.down(reason)
         if self.app.conf.worker_cancel_long_running_tasks_on_connection_loss:
             self._deliveries.terminations.cancel()
         if self._consume_declarer is not None:
@@ -363,6 +372,8 @@ class Worker:
             logger.info("%s ready.", self.hostname)
             if not logger.isEnabledFor(logging.INFO) and not self._quiet and sys.__stdout__:
                 print(f"{self.hostname} ready.", file=sys.__stdout__, flush=True)
+            for service in self._services:
+                service.ready()
             signals.worker_ready.send(self)
 
     def _close_in_child(self, own: Pool) -> None:
