@@ -196,6 +196,27 @@ def test_a_cold_stop_tells_the_callers_of_early_tasks_that_they_are_lost(shop: W
     assert shop.ledger() == ["begun lost"]
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_what_comes_during_a_cold_stop_is_not_delivered_over_and_over(shop: Workshop, pool: str) -> None:
+    # Given a worker with a running task and room for more
+    gate = shop.gate()
+    worker = shop.start("-P", pool, "-c", "1", expected_exits=(1,))
+    shop.tasks.early.delay(gate.name, "lost")
+    gate.reached()
+    # When tasks come in all the time while it stops cold
+    worker.signal(signal.SIGQUIT)
+    sent = 0
+    while worker.process.poll() is None:
+        shop.tasks.pid.delay()
+        sent += 1
+    # Then each of them was delivered twice at most
+    assert sent
+    shop.is_waiting(sent)
+    taken = [shop.take(shop.queue) for _ in range(sent)]
+    counts = Counter(0 if each is None else each.headers.get("x-delivery-count", 0) for each in taken)
+    assert max(counts) <= 2, counts
+
+
 def test_a_soft_stop_ends_well_if_the_tasks_do(shop: Workshop) -> None:
     # Given a worker that gives running tasks time before a cold stop, one task that runs, and one that waits
     gate = shop.gate()
