@@ -46,6 +46,13 @@ apt_install() {
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; }; } >&2 </dev/null
 }
 
+# The checkout that $VENV stands in, if that is not this one.
+venv_of_another() {
+  local owner
+  owner=$(cd "$VENV/.." 2>/dev/null && pwd) || return 1
+  [ "$owner" != "$ROOT" ] && [ -x "$VENV/bin/python" ] && [ -f "$owner/scripts/lib.sh" ] && echo "$owner"
+}
+
 # Make $VENV with this project (editable) and the extras named in $1, for example "test,bench", or "" for none. Nothing
 # is done, and no network is needed, when that was done before for the same setup.cfg, Python and these extras.
 ensure_venv() {
@@ -56,6 +63,12 @@ ensure_venv() {
   for extra in ${wanted//,/ }; do
     case ",$have," in *",$extra,"*) ;; *) missing=1 ;; esac
   done
+  if venv_of_another >/dev/null; then
+    # Installing there would make that checkout run this one's code.
+    [ -z "$missing" ] || say "using $VENV as it is: it belongs to $(venv_of_another)"
+    export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+    return 0
+  fi
   [ -n "$missing" ] || return 0
   if [ ! -x "$VENV/bin/python" ]; then
     say "making $VENV with $("$python" --version)"
