@@ -1,8 +1,7 @@
 """The life of a delivery in the worker: examined, handed out, run, settled. Or lost, and then put right.
 
 Every method runs on the loop. A delivery leaves here in exactly one way: acked, given back, or stale because its
-channel
-has gone.
+channel has gone.
 """
 
 from __future__ import annotations
@@ -11,15 +10,12 @@ import logging
 
 from amqptasks import signals
 from amqptasks.app.app import App
-from amqptasks.app.context import Context
-from amqptasks.app.handlers import ExceptionInfo
 from amqptasks.broker.consumer import Delivery
 from amqptasks.broker.delays import UNIT_MS
 from amqptasks.broker.loop import Loop
 from amqptasks.exceptions import (
     AmqptasksError,
     BackendStoreError,
-    ContentError,
     InvalidTaskError,
     NotRegistered,
     TaskRevokedError,
@@ -27,18 +23,16 @@ from amqptasks.exceptions import (
     WorkerLostError,
 )
 from amqptasks.logs import TASK_LOGGER
-from amqptasks.states import FAILURE, REVOKED
-from amqptasks.wire.binding import SIGNED_TYPE
+from amqptasks.states import REVOKED
 from amqptasks.wire.message import encode
-from amqptasks.wire.reprs import printable, shown_name
+from amqptasks.wire.reprs import shown_name
 from amqptasks.wire.revocation import Revocation
-from amqptasks.wire.serializers import accepted
-from amqptasks.wire.task import TaskBody, read_body
 from amqptasks.worker import dead_letters, lost
 from amqptasks.worker.dispatch import Dispatcher
 from amqptasks.worker.executor import describe
-from amqptasks.worker.follow_ups import FollowUps, wants_result
-from amqptasks.worker.intake import Accept, Bury, Decision, Expire, Intake, Postpone, context_of
+from amqptasks.worker.failures import Failures
+from amqptasks.worker.follow_ups import FollowUps
+from amqptasks.worker.intake import Accept, Bury, Decision, Expire, Intake, Postpone
 from amqptasks.worker.ledger import Ledger
 from amqptasks.worker.outcome import FAILED, REJECTED, UNREADABLE, UNSTORED, FollowUp, Next, Outcome
 from amqptasks.worker.pools.slot import Slot
@@ -47,7 +41,7 @@ from amqptasks.worker.request import Request
 from amqptasks.worker.revoked import RevokedTasks, names
 from amqptasks.worker.settlement import Settlement
 from amqptasks.worker.terminations import CANCELLED, Terminations
-from amqptasks.worker.time_limits import TimeLimits, tell_timeout
+from amqptasks.worker.time_limits import TimeLimits
 
 logger = logging.getLogger(TASK_LOGGER + ".trace.worker")
 
@@ -72,7 +66,7 @@ class Deliveries:
         self._follow_ups = FollowUps(app, hostname, stores_later=True)
         self.terminations = Terminations(loop, dispatcher)
         self._ledger = Ledger()
-        self._accept = accepted(app.conf.accept_content)
+        self._failures = Failures(app, self._follow_ups)
         self.time_limits = TimeLimits(app.conf.task_time_limit, app.conf.task_soft_time_limit)
         self._takes_no_more = False
         #: Why what runs is left alone, once it is.
@@ -155,19 +149,29 @@ class Deliveries:
         if number == CANCELLED:
             self._ledger.forget(request)
             return
-        if signals.task_revoked:
-            signals.task_revoked.send(request.task, request=request, terminated=True, signum=number, expired=False)
+        self._tell_revoked(request, terminated=True, signum=number)
         self._settlement.settle(
-            request, self._failure(request, TaskRevokedError("terminated"), REVOKED), lambda: self._end(request)
+            request,
+            self._failures.follow_ups(request, TaskRevokedError("terminated"), REVOKED),
+            lambda: self._end(request),
         )
 
     def _discard(self, request: Request) -> None:
         """End a revoked task that has not begun."""
         logger.info("Discarding revoked task: %s[%s]", request.task_name, request.id)
-        if signals.task_revoked:
-            signals.task_revoked.send(request.task, request=request, terminated=False, signum=None, expired=False)
+        self._tell_revoked(request)
         self._ledger.forget(request)
-        self._settlement.settle(request, self._failure(request, TaskRevokedError("revoked"), REVOKED), request.ack)
+        self._settlement.settle(
+            request, self._failures.follow_ups(request, TaskRevokedError("revoked"), REVOKED), request.ack
+        )
+
+    def _tell_revoked(
+        self, request: Request, *, terminated: bool = False, signum: int | None = None, expired: bool = False
+    ) -> None:
+        if signals.task_revoked:
+            signals.task_revoked.send(
+                request.task, request=request, terminated=terminated, signum=signum, expired=expired
+            )
 
     def _is_known(self, request: Request) -> bool:
         """Whether this attempt is running here, or was finished here and only its ack was lost; then nothing is run."""
@@ -193,15 +197,16 @@ class Deliveries:
             self._expire(request)
         elif isinstance(decision, Bury):
             self._tell_unreadable(request, decision.error)
-            follow_ups = self._failure(request, decision.error) if decision.is_answered else ()
+            follow_ups = self._failures.follow_ups(request, decision.error) if decision.is_answered else ()
             self._bury(request, decision.reason, decision.error, follow_ups)
 
     def _expire(self, request: Request) -> None:
         logger.info("Task %s[%s] has expired", request.task_name, request.id)
-        if signals.task_revoked:
-            signals.task_revoked.send(request.task, request=request, terminated=False, signum=None, expired=True)
+        self._tell_revoked(request, expired=True)
         self._ledger.forget(request)
-        self._settlement.settle(request, self._failure(request, TaskRevokedError("expired"), REVOKED), request.ack)
+        self._settlement.settle(
+            request, self._failures.follow_ups(request, TaskRevokedError("expired"), REVOKED), request.ack
+        )
 
     def _tell_unreadable(self, request: Request, error: Exception) -> None:
         if isinstance(error, NotRegistered):
@@ -371,7 +376,7 @@ class Deliveries:
 
     def _fail(self, request: Request, error: Exception) -> None:
         """Settle a task that has failed without a word of its child."""
-        follow_ups = self._failure(request, error)
+        follow_ups = self._failures.follow_ups(request, error)
         if dead_letters.dies_of_failure(self._app, request.task):
             reason = dead_letters.failure_text(error)
             self._settlement.settle_dead(request, follow_ups, reason, lambda: self._end(request))
@@ -385,7 +390,7 @@ class Deliveries:
             self._ledger.forget(request)
             return True
         context = describe(request.to_frame(0), None, self._hostname, self._app.sender.ladder.due)
-        if not self._add_body(context, request):
+        if not self._failures.add_body(context, request):
             return False
         try:
             follow_ups = lost.next_attempt(self._app, self._follow_ups, request, context, error)
@@ -405,7 +410,7 @@ class Deliveries:
         if limit is not None and crashes >= limit:
             logger.error("Task %s[%s] has ended %d worker processes", request.task_name, request.id, crashes)
             detail = InvalidTaskError(f"ended {crashes} worker processes, the last by {how}")
-            self._bury(request, dead_letters.TOO_MANY_CRASHES, detail, self._failure(request, error))
+            self._bury(request, dead_letters.TOO_MANY_CRASHES, detail, self._failures.follow_ups(request, error))
             return
         logger.error(
             "Task %s[%s] was lost (%s), crash %d; it will be run again", request.task_name, request.id, how, crashes
@@ -415,52 +420,6 @@ class Deliveries:
         message = encode(dead_letters.copy_of(request.delivery, headers), "", queue)
         need = self._app.sender.need(self._app.sender.routing.queue(queue))
         self._settlement.publish(message, (need,), f"task {request.id} after a crash", lambda: self._end(request))
-
-    def _failure(self, request: Request, error: Exception, state: str = FAILURE) -> tuple[Next, ...]:
-        """Make all that follows the failure of a task that no child can speak for."""
-        context = context_of(request)
-        if not request.id:
-            return ()
-        is_read = self._add_body(context, request)
-        if not is_read and request.delivery.properties.content_type == SIGNED_TYPE:
-            # It was not signed by anybody trusted, or not for this: an answer would be in our name.
-            return ()
-        if request.task is None:
-            # As in Celery.
-            context.errbacks = None
-        else:
-            if isinstance(error, TimeLimitExceeded):
-                tell_timeout(request.task, context, error)
-            elif isinstance(error, WorkerLostError) and signals.task_failure:
-                signals.task_failure.send(
-                    request.task, task_id=request.id, exception=error, args=context.args, kwargs=context.kwargs,
-                    traceback=None, einfo=ExceptionInfo(error, str(error)),
-                )  # fmt: skip
-        store = wants_result(self._app, request.task, context, state)
-        try:
-            follow_ups = self._follow_ups.failure(context, error, None, state=state, store=store)
-            return follow_ups if is_read else follow_ups + self._follow_ups.unreadable_part(context, error)
-        except AmqptasksError as trouble:
-            logger.error("The failure of task %s cannot be told: %s", printable(request.id, 64), trouble)
-            return ()
-
-    def _add_body(self, context: Context, request: Request) -> bool:
-        """Complete a request by its body; False if that cannot be read."""
-        delivery = request.delivery
-        properties = delivery.properties
-        try:
-            body: TaskBody = read_body(
-                request.headers, properties.content_type, properties.content_encoding, delivery.body, self._accept,
-                self._app.limits(),
-            )  # fmt: skip
-        except (ContentError, InvalidTaskError):
-            # Then it names no errbacks either; the caller is told all the same.
-            return False
-        context.update(
-            args=body.args, kwargs=body.kwargs, callbacks=body.callbacks, errbacks=body.errbacks, chain=body.chain,
-            chord=body.chord,
-        )  # fmt: skip
-        return True
 
     def drop_stale(self) -> None:
         """Forget what has not begun and whose channel is gone: the broker delivers it again."""
