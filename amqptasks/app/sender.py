@@ -54,7 +54,7 @@ from amqptasks.wire.reprs import shortener
 
 if TYPE_CHECKING:
     # At run time these come in with the first send: a program that only defines tasks should not pay for pika.
-    from amqptasks.broker.delays import Ladder
+    from amqptasks.broker.delays import Ladder, Waiting
     from amqptasks.broker.publisher import Publisher, Sending
     from amqptasks.broker.topology import Step
 
@@ -118,13 +118,11 @@ class _State:
 
     version: int
     routing: Routing
-    ladder: Ladder
-    ladder_need: Need
+    waiting: Waiting
     #: Whether calls run at once, in the caller (``task_always_eager``).
     is_eager: bool
     plans: dict[str, Plan] = field(default_factory=dict)
     needs: dict[str, tuple[Queue, Need]] = field(default_factory=dict)
-    exits: dict[str, Need] = field(default_factory=dict)
 
 
 class Sender:
@@ -149,7 +147,7 @@ class Sender:
     @property
     def ladder(self) -> Ladder:
         """The delay ladder of the present settings."""
-        return self._current().ladder
+        return self._current().waiting.ladder
 
     @property
     def publisher(self) -> Publisher:
@@ -198,7 +196,7 @@ class Sender:
             backend.expect(task_id)
         encoded = encode(message, exchange, routing_key)
         if due is not None and exchange != plan.route.exchange:
-            encoded.readdress = state.ladder.readdress(routing_key, due.timestamp())
+            encoded.readdress = state.waiting.ladder.readdress(exchange, routing_key, due.timestamp())
         try:
             self._publish(name, task_id, encoded, needs, options, plan)
         except MaybeSent:
@@ -372,8 +370,12 @@ class Sender:
         if delay_ms <= 0:
             return route.exchange, route.routing_key, needs
         name = self._waits_for(route)
-        exchange, routing_key = self.ladder.address(delay_ms, name)
-        return exchange, routing_key, needs + self.delay_needs(name)
+        waiting = self._current().waiting
+        if current_collector.get() is not None:
+            # Somebody else sends it, and declares what anybody needs who sends.
+            return *waiting.ladder.address(delay_ms, name), needs
+        exchange, routing_key, own = waiting.enter(delay_ms, name)
+        return exchange, routing_key, needs + own
 
     def _waits_for(self, route: Route) -> str:
         """Return under which name a delayed message waits: its queue's, or that of an exchange it is to go through."""
@@ -385,12 +387,7 @@ class Sender:
 
     def delay_needs(self, queue: str) -> tuple[Need, ...]:
         """Return what must be declared before a message can wait for a queue: the ladder, and its way out."""
-        state = self._current()
-        exit_need = state.exits.get(queue)
-        if exit_need is None:
-            steps = state.ladder.exits_for(queue)
-            exit_need = state.exits[queue] = Need(f"{state.ladder.due}>{queue}", lambda _version: steps)
-        return state.ladder_need, exit_need
+        return self._current().waiting.needs(queue)
 
     # -- plans
 
@@ -398,14 +395,10 @@ class Sender:
         conf = self._app.conf
         state = self._state
         if state is None or state.version != conf.version:
-            from amqptasks.broker.delays import Ladder
+            from amqptasks.broker.delays import Ladder, Waiting
 
-            ladder = Ladder(conf.task_queue_prefix, conf.delay_queue_type)
-            steps = ladder.steps()
-            state = _State(
-                conf.version, Routing(conf), ladder, Need(ladder.due, lambda _version: steps),
-                bool(conf.task_always_eager),
-            )  # fmt: skip
+            waiting = Waiting(Ladder(conf.task_queue_prefix, conf.delay_queue_type))
+            state = _State(conf.version, Routing(conf), waiting, bool(conf.task_always_eager))
             self._state = state
         return state
 

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 #: Delayed messages are held back while so many messages are unconfirmed. Their delays begin when the broker takes them
 #: in: what has been written and waits in front of it, in thousands, would all be late by that.
-TIMED_IN_FLIGHT = 128
+TIMED_IN_FLIGHT = 192
 #: After a refusal another channel is taken, but not more often than this, seconds.
 RENEW_EVERY_S = 1.0
 #: How often a channel that is to be closed is looked at, and how long what it carries is waited for, seconds.

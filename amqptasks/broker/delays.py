@@ -1,14 +1,12 @@
 """The delay ladder: messages wait in RabbitMQ, in TTL queues that dead-letter towards the queue they belong to.
 
 Six levels of fifteen queues. The remaining time, in units of 50 ms, is written as six hexadecimal digits into the
-routing
-key; a message enters at its highest non-zero digit and falls level by level, waiting ``digit * 16**level`` units on
-each,
-until the exchange ``due`` routes it by queue name. Pure: this says what to declare and where to publish.
+routing key; a message enters at its highest non-zero digit and falls level by level, waiting ``digit * 16**level``
+units on each, until the exchange ``due`` routes it by queue name. This says what to declare and where to publish.
 
 Quorum queues with at-least-once dead-lettering are the only combination that lost nothing under kill -9 and clean
-restarts.
-The alternate exchange of ``due`` matters: 32 undeliverable messages of one queue would otherwise block every other.
+restarts. The alternate exchange of ``due`` matters: 32 undeliverable messages of one queue would otherwise block every
+other.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
 
+from amqptasks.broker.needs import Need
 from amqptasks.broker.topology import BindExchange, BindQueue, DeclareExchange, DeclareQueue, Step
 from amqptasks.clock import wall_clock
 from amqptasks.exceptions import ImproperlyConfigured
@@ -42,11 +41,14 @@ class Ladder:
 
     prefix: str = "amqptasks"
     queue_type: str = "quorum"
-    #: Of the levels. Every delayed message needs one.
+    #: Of the levels, and the ways in by level and digit. Every delayed message needs one.
     _exchanges: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _entries: tuple[tuple[str, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_exchanges", tuple(f"{self._base}.x{level}" for level in range(LEVELS)))
+        entries = tuple(tuple(f"{self._base}.in{level}.{digit:x}" for digit in range(16)) for level in range(LEVELS))
+        object.__setattr__(self, "_entries", entries)
 
     @property
     def _base(self) -> str:
@@ -171,23 +173,92 @@ class Ladder:
             BindExchange(exchange, self.due, key, {}),
         )
 
-    def readdress(self, routing_key: str, due_at: float) -> Callable[[], tuple[str, str]]:
+    def entry_steps(self, entry: str) -> tuple[Step, ...]:
+        """What to declare for an exchange that `enter` names, beside the ladder itself."""
+        level, _dot, digit = entry.rpartition(".in")[2].partition(".")
+        return (
+            DeclareExchange(entry, "fanout", durable=True, auto_delete=False, arguments={}),
+            BindQueue(self.queue(int(level), int(digit, 16)), entry, "", {}),
+        )
+
+    def enter(self, delay_ms: float, queue: str) -> tuple[str, str]:
+        """Return the same as `address`, but the exchange of one queue of the ladder alone, which must be declared.
+
+        It looks at no key. A topic exchange splits a key into its words and matches them: that is half of the work that
+        a delayed message is for RabbitMQ.
+        """
+        units = _units(delay_ms)
+        return self._entry(units), f"{_digits(units)}.{queue}"
+
+    def readdress(self, entry: str, routing_key: str, due_at: float) -> Callable[[], tuple[str, str]]:
         """Return what computes a message's address anew when it is written.
 
         By then part of its delay may be over, spent on declaring queues, on a lost connection, or among many others.
 
         Args:
+            entry: The exchange of `enter` that is declared. Where the rest of the time needs another one, the message
+                goes by that of its level.
             due_at: When it is due, seconds since 1970. Not the time that the key says: that is rounded up, and would be
                 once more.
         """
         queue = routing_key[2 * LEVELS :]
-        return lambda: self.address((due_at - wall_clock()) * 1000, queue)
+
+        def again() -> tuple[str, str]:
+            units = _units((due_at - wall_clock()) * 1000)
+            exchange = entry if self._entry(units) == entry else self._exchanges[_level(units)]
+            return exchange, f"{_digits(units)}.{queue}"
+
+        return again
 
     def address(self, delay_ms: float, queue: str) -> tuple[str, str]:
         """Return the exchange and routing key that bring a message to ``queue`` after at least ``delay_ms``.
 
         The time is rounded up to the unit and cut at `MAX_DELAY_MS`.
         """
-        units = min(max(1, -int(-delay_ms // UNIT_MS)), MAX_UNITS)
-        level = (units.bit_length() - 1) >> 2
-        return self._exchanges[level], ".".join(f"{units:0{LEVELS}x}") + "." + queue
+        units = _units(delay_ms)
+        return self._exchanges[_level(units)], f"{_digits(units)}.{queue}"
+
+    def _entry(self, units: int) -> str:
+        level = _level(units)
+        return self._entries[level][units >> 4 * level]
+
+
+class Waiting:
+    """What must be declared before messages can wait in a ladder, made once for each queue and each way in."""
+
+    def __init__(self, ladder: Ladder) -> None:
+        self.ladder = ladder
+        steps = ladder.steps()
+        self._ladder_need = Need(ladder.due, lambda _version: steps)
+        self._exits: dict[str, Need] = {}
+        self._entries: dict[str, Need] = {}
+
+    def needs(self, queue: str) -> tuple[Need, ...]:
+        """Return what messages need that wait for a queue: the ladder, and their way out."""
+        need = self._exits.get(queue)
+        if need is None:
+            steps = self.ladder.exits_for(queue)
+            need = self._exits[queue] = Need(f"{self.ladder.due}>{queue}", lambda _version: steps)
+        return self._ladder_need, need
+
+    def enter(self, delay_ms: float, queue: str) -> tuple[str, str, tuple[Need, ...]]:
+        """Return the exchange, the routing key and all that must be declared for one message."""
+        entry, routing_key = self.ladder.enter(delay_ms, queue)
+        need = self._entries.get(entry)
+        if need is None:
+            steps = self.ladder.entry_steps(entry)
+            need = self._entries[entry] = Need(entry, lambda _version: steps)
+        return entry, routing_key, (*self.needs(queue), need)
+
+
+def _units(delay_ms: float) -> int:
+    units: int = min(max(1, -int(-delay_ms // UNIT_MS)), MAX_UNITS)
+    return units
+
+
+def _level(units: int) -> int:
+    return (units.bit_length() - 1) >> 2
+
+
+def _digits(units: int) -> str:
+    return ".".join(f"{units:0{LEVELS}x}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from amqptasks.broker import delays
-from amqptasks.broker.delays import LEVELS, MAX_DELAY_MS, MAX_QUEUE_NAME_BYTES, MAX_UNITS, UNIT_MS, Ladder
+from amqptasks.broker.delays import LEVELS, MAX_DELAY_MS, MAX_QUEUE_NAME_BYTES, MAX_UNITS, UNIT_MS, Ladder, Waiting
 from amqptasks.broker.topology import BindExchange, BindQueue, DeclareExchange, DeclareQueue
 from amqptasks.exceptions import ImproperlyConfigured
 
@@ -28,11 +30,14 @@ def matches(pattern: str, key: str) -> bool:
     return len(keys) == len(words) and all(w in ("*", k) for w, k in zip(words, keys, strict=True))
 
 
-def way(ladder: Ladder, delay_ms: float, queue: str = QUEUE) -> tuple[int, list[str]]:
+def way(ladder: Ladder, delay_ms: float, queue: str = QUEUE, *, by_entry: bool = False) -> tuple[int, list[str]]:
     """Follow a message through the declared topology: how long it waits in all, and where it comes out."""
     steps = [*ladder.steps(), ladder.exit_for(queue)]
     queues = {each.queue: each for each in steps if isinstance(each, DeclareQueue)}
-    exchange, key = ladder.address(delay_ms, queue)
+    exchange, key = ladder.enter(delay_ms, queue) if by_entry else ladder.address(delay_ms, queue)
+    entries = [*ladder.entry_steps(exchange)] if by_entry else []
+    # A fanout exchange looks at no key.
+    steps += [dataclasses.replace(each, routing_key="#") for each in entries if isinstance(each, BindQueue)]
     waited = 0
     for _ in range(2 * LEVELS + 1):
         found: list[str] = []
@@ -84,9 +89,10 @@ def test_the_span_is_as_documented() -> None:
 @given(st.integers(1, MAX_DELAY_MS) | st.floats(0.01, MAX_DELAY_MS))
 def test_every_way_through_the_ladder_takes_the_time_and_ends_at_the_queue(delay_ms: float) -> None:
     # Given any time / When a message follows the bindings / Then it waits so long, at most a unit more, never less
-    waited, found = way(Ladder(), delay_ms)
-    assert delay_ms <= waited < delay_ms + UNIT_MS
-    assert found == [QUEUE]
+    for by_entry in (False, True):
+        waited, found = way(Ladder(), delay_ms, by_entry=by_entry)
+        assert delay_ms <= waited < delay_ms + UNIT_MS
+        assert found == [QUEUE]
 
 
 @pytest.mark.parametrize("queue", ["q", "a.b.c.d.e.f.g", "0.0.1", "x" * MAX_QUEUE_NAME_BYTES, "ü"])
@@ -209,8 +215,31 @@ def test_a_message_that_leaves_late_waits_only_what_is_left(
     monkeypatch.setattr(delays, "wall_clock", lambda: now[0])
     ladder = Ladder()
     _exchange, routing_key = ladder.address(delay_ms, "a.queue.with.dots")
-    again = ladder.readdress(routing_key, now[0] + delay_ms / 1000)
+    again = ladder.readdress("", routing_key, now[0] + delay_ms / 1000)
     now[0] += spent_ms / 1000
 
     # When it is written, Then its address is that of the time that is left
     assert again() == ladder.address(left_ms, "a.queue.with.dots")
+    # And where it was to enter by an exchange of its own, it does only while that is the right one
+    entry, entered_key = ladder.enter(delay_ms, "a.queue.with.dots")
+    now[0] = 1000.0
+    again = ladder.readdress(entry, entered_key, now[0] + delay_ms / 1000)
+    now[0] += spent_ms / 1000
+    best = ladder.enter(left_ms, "a.queue.with.dots")
+    assert again() == (best if best[0] == entry else ladder.address(left_ms, "a.queue.with.dots"))
+
+
+def test_an_entry_is_declared_once_and_leads_to_one_queue() -> None:
+    # Given the needs of two messages that wait equally long for different queues
+    waiting = Waiting(Ladder())
+    entry, key, needs = waiting.enter(60_000, "one")
+    other_entry, other_key, other_needs = waiting.enter(60_000, "two")
+    # Then they share the ladder and their entry, and have each their way out
+    assert (entry, key, other_key) == ("amqptasks.delay.v1.in2.4", "0.0.0.4.b.0.one", "0.0.0.4.b.0.two")
+    assert other_entry == entry
+    assert [need.key for need in needs] == ["amqptasks.delay.v1.due", "amqptasks.delay.v1.due>one", entry]
+    assert needs[0] is other_needs[0] and needs[1] is not other_needs[1] and needs[2] is other_needs[2]
+    assert needs[2].steps(None) == (
+        DeclareExchange(entry, "fanout", durable=True, auto_delete=False, arguments={}),
+        BindQueue("amqptasks.delay.v1.q2.4", entry, "", {}),
+    )
