@@ -6,17 +6,23 @@ Nothing is configured before a worker asks for it: a program that sends tasks ke
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, TextIO
+from datetime import datetime, timezone
+from typing import Any, Final, TextIO
 
 from amqptasks import signals
 
 TASK_LOGGER = "amqptasks.task"
+_TRACE = TASK_LOGGER + ".trace"
+#: What is printed is logged under this name.
+REDIRECTED_LOGGER = "amqptasks.redirected"
 
 LOG_FORMAT = "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"
 TASK_LOG_FORMAT = "[%(asctime)s: %(levelname)s/%(processName)s] %(task_name)s[%(task_id)s]: %(message)s"
@@ -63,6 +69,92 @@ class TaskFormatter(logging.Formatter):
         return super().format(record)
 
 
+#: What every record has; the rest is what the caller gave as ``extra``.
+_FIELDS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "task_name", "task_id"}
+#: Of what the caller gave, and of what must be told without JSON's help, no more characters than these.
+_MAX_EXTRA: Final = 4096
+MAX_TRACEBACK: Final = 131_072
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes a record as one JSON object on one line: ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``,
+    ``process``, ``pid``; in a task ``task_name`` and ``task_id``; ``exception`` and ``stack`` if there are; ``extra``
+    if the caller gave some. It is valid JSON, in ASCII, whatever the record holds.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format one record."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="microseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": "",
+            "process": record.processName,
+            "pid": record.process,
+        }
+        message, args = record.msg, record.args
+        if record.name.startswith(_TRACE) and isinstance(args, tuple) and str(message).endswith("\n%s"):
+            # How the package tells of an error: its traceback, of bounded length, is the last argument.
+            line["exception"] = _text(str(args[-1]), MAX_TRACEBACK)
+            message, args = message[:-3], args[:-1]
+        line["message"] = _message(message, args)
+        task_name, task_id = self._task(record)
+        if task_id or task_name:
+            line["task_name"], line["task_id"] = task_name, task_id
+        if record.exc_info and not record.exc_text:
+            # As all formatters: it is kept for the others.
+            record.exc_text = self.formatException(record.exc_info)
+        if record.exc_text:
+            line["exception"] = record.exc_text
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        extra = {key: _plain(value) for key, value in record.__dict__.items() if key not in _FIELDS}
+        if extra:
+            line["extra"] = extra
+        return json.dumps(line, default=_text)
+
+    @staticmethod
+    def _task(record: logging.LogRecord) -> tuple[Any, Any]:
+        """Return the name and id of the task that a record is of, or about."""
+        if record.name.startswith(_TRACE) and str(record.msg).startswith("Task %s[%s]"):
+            # The worker's own process is in no task when it says what becomes of one.
+            args = record.args
+            if isinstance(args, tuple) and len(args) >= 2:
+                return _plain(args[0]), _plain(args[1])
+        name, task_id = _task.get() or (None, None)
+        own = record.__dict__
+        return _plain(own.get("task_name", name)), _plain(own.get("task_id", task_id))
+
+
+def _message(message: Any, args: Any) -> str:
+    try:
+        # As LogRecord.getMessage does it.
+        return str(message) % args if args else str(message)
+    except Exception as error:
+        # Wrong arguments, or an argument whose text raises. The line is worth more than the complaint.
+        return f"{_text(message)} {_text(args)} (cannot be put together: {type(error).__name__})"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can write it."""
+    if isinstance(value, str):
+        return value[:_MAX_EXTRA]
+    try:
+        text = json.dumps(value, allow_nan=False)
+        if len(text) <= _MAX_EXTRA:
+            return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        pass  # told as a text
+    return _text(value)
+
+
+def _text(value: Any, most: int = _MAX_EXTRA) -> str:
+    try:
+        return (value if isinstance(value, str) else repr(value))[:most]
+    except Exception as error:
+        return f"<{type(value).__name__}, whose text raised {type(error).__name__}>"
+
+
 class ColorFormatter(logging.Formatter):
     """Colours the lines that matter, for a terminal."""
 
@@ -77,36 +169,47 @@ class ColorFormatter(logging.Formatter):
         return f"\x1b[1;{color}m{text}\x1b[0m" if color else text
 
 
+class _Writing(threading.local):
+    """What one thread is writing: the tasks of a pool of threads print at once."""
+
+    part = ""
+    is_busy = False
+
+
 class LoggingStream:
-    """A text stream whose lines become log records: what tasks print goes to the log."""
+    """A text stream whose lines become log records: what tasks print goes to the log. Safe from any thread."""
 
     encoding = "utf-8"
     errors = "replace"
+    mode = "w"
+    name = None
     closed = False
 
     def __init__(self, logger: logging.Logger, level: int) -> None:
         self._logger = logger
         self._level = level
-        self._part = ""
-        self._busy = False
+        self._writing = _Writing()
 
     def write(self, text: Any) -> int:
         """Log each complete line."""
         if not isinstance(text, str):
             # As every text stream: click writes bytes to see whether it may, and would go on with them.
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if self._busy:
-            # The handler itself printed: logging that again would never end.
-            return len(text)
-        self._busy = True
+        if not self._writing.is_busy:
+            *lines, self._writing.part = (self._writing.part + text).split("\n")
+            self._log(lines)
+        # Else the handler itself printed: logging that again would never end.
+        return len(text)
+
+    def _log(self, lines: list[str]) -> None:
+        self._writing.is_busy = True
         try:
-            *lines, self._part = (self._part + text).split("\n")
             for line in lines:
                 if line.strip():
-                    self._logger.log(self._level, line.rstrip())
+                    # As an argument: what is printed is no format.
+                    self._logger.log(self._level, "%s", line.rstrip())
         finally:
-            self._busy = False
-        return len(text)
+            self._writing.is_busy = False
 
     def writelines(self, lines: Any) -> None:
         """Write several texts."""
@@ -115,13 +218,17 @@ class LoggingStream:
 
     def flush(self) -> None:
         """Log what has no line end yet."""
-        part, self._part = self._part, ""
-        if part.strip():
-            self._logger.log(self._level, part.rstrip())
+        if not self._writing.is_busy:
+            part, self._writing.part = self._writing.part, ""
+            self._log([part])
 
     def isatty(self) -> bool:
         """Never a terminal."""
         return False
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
 
     def close(self) -> None:
         """Flush."""
@@ -237,65 +344,98 @@ def enter_child(index: int) -> None:
                 handler.enter_child(index)
 
 
+def supports_color(logfile: str | None, wanted: bool | None = None, stream: TextIO | None = None) -> bool:
+    """Whether a log is coloured: as it is wanted; None for terminals, unless the variable NO_COLOR is set."""
+    if wanted is not None:
+        return wanted
+    stream = stream or sys.__stderr__
+    return logfile is None and not os.environ.get("NO_COLOR") and stream is not None and stream.isatty()
+
+
 def setup_worker_logging(
-    conf: Any, level: int, logfile: str | None, nodename: str = "", stream: TextIO | None = None
-) -> None:
-    """Configure logging for a worker, unless a ``setup_logging`` receiver does it instead.
+    conf: Any, level: int, logfile: str | None, nodename: str = "", stream: TextIO | None = None,
+    *, colorize: bool | None = None, format: str | None = None,
+) -> list[Any]:  # fmt: skip
+    """Configure logging for a worker or another program that runs for long, unless a ``setup_logging`` receiver does
+    it instead. `app.log.setup` is the door to it.
 
     Args:
-        logfile: What `expand_path` takes.
+        logfile: What `expand_path` takes; None for standard error.
+        stream: Instead of standard error.
+        colorize: Overrides the setting.
+        format: Overrides the setting.
+
+    Returns:
+        What the receivers of ``setup_logging`` returned; empty if there are none.
+
+    Raises:
+        Exception: What such a receiver raised.
     """
-    stream = stream or sys.__stderr__
-    colored = conf.worker_log_color
-    if colored is None:
-        colored = logfile is None and stream is not None and stream.isatty()
-    path = logfile and expand_path(logfile, nodename)
-    given = {"loglevel": level, "logfile": path, "format": conf.worker_log_format or LOG_FORMAT, "colorize": colored}
-    if signals.setup_logging.send(None, **given):
-        return
-    datefmt = conf.worker_log_datefmt
-    root = logging.getLogger()
-    if conf.worker_hijack_root_logger:
-        root.handlers.clear()
-    task_logger = logging.getLogger(TASK_LOGGER)
-    if not root.handlers:
-        root.addHandler(_handler(logfile, nodename, stream, logging.Formatter(given["format"], datefmt), colored))
-    root.setLevel(level)
-    task_logger.handlers.clear()
-    task_logger.addHandler(
-        _handler(
-            logfile,
-            nodename,
-            stream,
-            TaskFormatter(conf.worker_task_log_format or TASK_LOG_FORMAT, conf.worker_task_log_datefmt),
-            colored,
-        )
-    )
-    task_logger.setLevel(level)
-    task_logger.propagate = False
-    # The lines about tasks (received, succeeded) name the task themselves.
-    trace = logging.getLogger(TASK_LOGGER + ".trace")
-    trace.handlers.clear()
-    trace.addHandler(_handler(logfile, nodename, stream, logging.Formatter(given["format"], datefmt), colored))
-    trace.propagate = False
+    color = supports_color(logfile, conf.worker_log_color if colorize is None else colorize, stream)
+    is_json = bool(conf.worker_log_json)
+    given: dict[str, Any] = {
+        "loglevel": level, "logfile": logfile and expand_path(logfile, nodename),
+        "format": format or conf.worker_log_format or LOG_FORMAT, "colorize": color and not is_json,
+    }  # fmt: skip
+    answers = signals.setup_logging.send(None, **given)
+    for _receiver, answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    if answers:
+        return answers
     # pika tells every failed attempt in several lines and a traceback; links tell it in one.
     logging.getLogger("pika").setLevel(max(level, logging.CRITICAL))
+
+    def attach(logger: logging.Logger, formatter: logging.Formatter) -> None:
+        handler = LogFile(logfile, nodename) if logfile else logging.StreamHandler(stream or sys.__stderr__)
+        handler.setFormatter(ColorFormatter(formatter) if given["colorize"] else formatter)
+        logger.addHandler(handler)
+
+    plain = JsonFormatter() if is_json else logging.Formatter(given["format"], conf.worker_log_datefmt)
+    root = logging.getLogger()
+    if conf.worker_hijack_root_logger:
+        _clear(root)
+    if not root.handlers:
+        attach(root, plain)
+    root.setLevel(level)
     signals.after_setup_logger.send(None, logger=root, **given)
-    signals.after_setup_task_logger.send(None, logger=task_logger, **given)
-    if conf.worker_redirect_stdouts:
-        redirect_stdouts(conf.worker_redirect_stdouts_level)
+    setup_task_logger(conf, level, attach)
+    # The lines about tasks (received, succeeded) name the task themselves.
+    trace = logging.getLogger(_TRACE)
+    _clear(trace)
+    attach(trace, plain)
+    trace.propagate = False
+    signals.after_setup_task_logger.send(None, logger=logging.getLogger(TASK_LOGGER), **given)
+    return answers
 
 
-def redirect_stdouts(level: int | str) -> None:
+def setup_task_logger(conf: Any, level: int, attach: Callable[[logging.Logger, logging.Formatter], None]) -> None:
+    """Give the loggers of tasks their handler."""
+    logger = logging.getLogger(TASK_LOGGER)
+    _clear(logger)
+    formatter: logging.Formatter = JsonFormatter()
+    if not conf.worker_log_json:
+        formatter = TaskFormatter(conf.worker_task_log_format or TASK_LOG_FORMAT, conf.worker_task_log_datefmt)
+    attach(logger, formatter)
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def _clear(logger: logging.Logger) -> None:
+    for handler in logger.handlers:
+        if isinstance(handler, LogFile):
+            handler.close()
+    logger.handlers.clear()
+
+
+def redirect_stdouts(
+    level: int | str | None, logger: logging.Logger | None = None, *, stdout: bool = True, stderr: bool = True
+) -> LoggingStream:
     """Log what is printed in this process and its children."""
-    logger = logging.getLogger("amqptasks.redirected")
-    sys.stdout = LoggingStream(logger, parse_level(level))
-    sys.stderr = LoggingStream(logger, parse_level(level))
-
-
-def _handler(
-    logfile: str | None, nodename: str, stream: TextIO | None, formatter: logging.Formatter, colored: bool
-) -> logging.Handler:
-    handler = LogFile(logfile, nodename) if logfile else logging.StreamHandler(stream)
-    handler.setFormatter(ColorFormatter(formatter) if colored else formatter)
-    return handler
+    made = LoggingStream(logger or logging.getLogger(REDIRECTED_LOGGER), parse_level(level))
+    if stdout:
+        sys.stdout = made
+    if stderr:
+        # Two streams: what has no line end yet must not mix.
+        sys.stderr = LoggingStream(logger or logging.getLogger(REDIRECTED_LOGGER), parse_level(level))
+    return made

@@ -206,6 +206,13 @@ WORKER: Final = (
     _S("worker_task_log_format", text(), _TASK_LOG, "Format of log lines written by tasks."),
     _S("worker_log_datefmt", text().or_none(), None, "Format of dates in log lines, as for strftime."),
     _S("worker_task_log_datefmt", text().or_none(), None, "The same for lines written by tasks."),
+    _S(
+        "worker_log_json",
+        boolean,
+        False,
+        "Write each log line as one JSON object; formats do not count then.",
+        ours="new",
+    ),
     _S("worker_redirect_stdouts", boolean, True, "What tasks print goes to the log."),
     _S("worker_redirect_stdouts_level", log_level, "WARNING", "At this level."),
     _S("worker_lost_wait", seconds(), 10.0, "A dead child is noticed at once.", "never"),

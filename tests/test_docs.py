@@ -216,7 +216,9 @@ def test_a_broken_link_is_noticed() -> None:
 
 
 #: Words that look like settings and are none: arguments, attributes, signals have their own.
-_NO_SETTINGS = frozenset({"task_id", "delay_on_commit"}) | {name for name in vars(signals) if not name.startswith("_")}
+_NO_SETTINGS = frozenset({"task_id", "task_name", "delay_on_commit"}) | {
+    name for name in vars(signals) if not name.startswith("_")
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)

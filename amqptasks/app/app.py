@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     # At run time these come in when they are first used: a program that only defines tasks should not pay for pika.
     from amqptasks.app.gathering import Bulk
+    from amqptasks.app.log import Logging
     from amqptasks.app.sender import Sender
     from amqptasks.broker.loop import LoopThread
     from amqptasks.broker.parameters import Endpoint
@@ -348,6 +349,17 @@ class App(TaskHome, AsyncSending):
         from amqptasks.app.control import Control
 
         return Control(self)
+
+    @property
+    def log(self) -> Logging:
+        """Logging as workers have it, such as ``app.log.setup("INFO")``."""
+        log: Logging = self._parts.get("log") or self._part("log", self._make_log)
+        return log
+
+    def _make_log(self) -> Logging:
+        from amqptasks.app.log import Logging
+
+        return Logging(self)
 
     def limits(self) -> Limits:
         """The limits on what is decoded, from the settings."""

@@ -26,7 +26,7 @@ from amqptasks.broker.revocations import RevocationReader
 from amqptasks.broker.topology import caution
 from amqptasks.entities import Broadcast, Queue, worker_direct
 from amqptasks.exceptions import ImproperlyConfigured, TopologyConflict
-from amqptasks.logs import parse_level, setup_worker_logging
+from amqptasks.logs import parse_level
 from amqptasks.worker.banner import banner
 from amqptasks.worker.chord_tasks import add_chord_tasks
 from amqptasks.worker.deliveries import Deliveries
@@ -109,7 +109,10 @@ class Worker:
         """Work until told to stop; returns the exit code: 0 after a warm stop, 1 after a cold one or a failed start."""
         # First: Django sets up logging of its own.
         self.app.prepare()
-        setup_worker_logging(self.app.conf, self.loglevel, self.logfile, self.hostname)
+        self.app.log.setup(
+            self.loglevel, self.logfile, self.app.conf.worker_redirect_stdouts,
+            self.app.conf.worker_redirect_stdouts_level, hostname=self.hostname,
+        )  # fmt: skip
         self.app.import_modules()
         add_chord_tasks(self.app)
         signals.celeryd_after_setup.send(self.hostname, instance=self, conf=self.app.conf)

@@ -250,6 +250,9 @@ def test_who_receives_setup_logging_sets_it_up(tmp_path_factory: pytest.TempPath
         # Then nothing else is set up, and the worker's words come in its form
         assert shop.ledger() == ["20 None str False"]
         assert "MINE Task " in worker.log
+    # The project was imported here too, and its functions may live on for a while.
+    for each in (signals.setup_logging, signals.after_setup_logger):
+        each._receivers = ()
 
 
 def test_what_a_receiver_of_import_modules_raises_keeps_the_worker_from_starting(

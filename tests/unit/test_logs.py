@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
 import re
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from amqptasks import signals
+from amqptasks import App, signals
+from amqptasks.app.log import Logging
 from amqptasks.logs import (
     TASK_LOGGER,
     ColorFormatter,
@@ -23,6 +28,7 @@ from amqptasks.logs import (
     parse_level,
     redirect_stdouts,
     setup_worker_logging,
+    supports_color,
 )
 from amqptasks.settings import Conf
 
@@ -34,7 +40,10 @@ def logging_as_before() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in names]
     before = [(each.handlers[:], each.level, each.propagate) for each in loggers]
     streams = sys.stdout, sys.stderr
+    Logging.already_setup = False
     yield
+    Logging.already_setup = False
+    logging.captureWarnings(False)
     sys.stdout, sys.stderr = streams
     for each, (handlers, level, propagate) in zip(loggers, before, strict=True):
         for handler in set(each.handlers) - set(handlers):
@@ -51,7 +60,10 @@ def conf(**settings: Any) -> Conf:
 
 def setup(level: int = logging.INFO, logfile: str | None = None, **settings: Any) -> io.StringIO:
     stream = io.StringIO()
-    setup_worker_logging(conf(**settings), level, logfile, stream=stream)
+    made = conf(**settings)
+    setup_worker_logging(made, level, logfile, stream=stream)
+    if made.worker_redirect_stdouts:
+        redirect_stdouts(made.worker_redirect_stdouts_level)
     return stream
 
 
@@ -233,15 +245,6 @@ def test_what_is_printed_gets_the_level_that_is_asked_for() -> None:
     assert stream.getvalue() == "INFO hello\n"
 
 
-@pytest.mark.parametrize("level", ["ERROR", "INFO"])
-def test_what_is_printed_is_logged_at_the_level_that_is_set(level: str) -> None:
-    stream = setup(
-        worker_log_format="%(levelname)s %(message)s", worker_redirect_stdouts=True, worker_redirect_stdouts_level=level
-    )
-    print("hello")
-    assert stream.getvalue() == f"{level} hello\n"
-
-
 def test_a_stream_into_the_log_is_a_text_stream(caplog: pytest.LogCaptureFixture) -> None:
     stream = LoggingStream(logging.getLogger("proj"), logging.WARNING)
     assert stream.write("a\nb") == 3
@@ -270,6 +273,194 @@ def test_a_handler_that_prints_does_not_run_in_circles() -> None:
     stream.write("once\n")
     logger.removeHandler(handler)
     assert seen == ["once"]
+
+
+def test_threads_that_print_at_once_do_not_lose_or_mix_their_lines() -> None:
+    # Given a handler that waits in the middle of a line of one thread / When another thread prints meanwhile
+    logger = logging.getLogger("proj.threads")
+    stream = LoggingStream(logger, logging.WARNING)
+    seen: list[str] = []
+
+    class Meeting(logging.Handler):
+        def createLock(self) -> None:  # noqa: N802
+            self.lock = None
+
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
+            if record.getMessage() == "first":
+                other.start()
+                other.join(10)
+
+    other = threading.Thread(target=lambda: stream.write("second\n"))
+    handler = Meeting()
+    logger.addHandler(handler)
+    stream.write("begun ")
+    begins = threading.Thread(target=lambda: stream.write("first\n"))
+    begins.start()
+    begins.join(10)
+    stream.write("and ended\n")
+    logger.removeHandler(handler)
+    # Then every line is whole, and none is lost
+    assert seen == ["first", "second", "begun and ended"]
+
+
+def test_what_is_printed_is_no_format(caplog: pytest.LogCaptureFixture) -> None:
+    LoggingStream(logging.getLogger("proj"), logging.WARNING).write("100 %s of it\n")
+    assert caplog.messages == ["100 %s of it"]
+
+
+# ---- JSON
+
+
+def json_lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    """The lines that were written: each must be JSON, by the strictest reader."""
+
+    def refuse(constant: str) -> Any:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in stream.getvalue().splitlines()]
+
+
+def test_a_log_of_json_has_one_object_a_line() -> None:
+    stream = setup(worker_log_json=True, worker_log_color=True)
+    logging.getLogger("proj").warning("hello %s", "you", extra={"order": 7})
+    (line,) = json_lines(stream)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", line.pop("time"))
+    assert line == {
+        "level": "WARNING", "logger": "proj", "message": "hello you", "process": "MainProcess", "pid": os.getpid(),
+        "extra": {"order": 7},
+    }  # fmt: skip
+
+
+def test_the_lines_of_and_about_a_task_say_which_in_fields() -> None:
+    # Given a log of JSON / When a task logs, and the worker logs about a task, outside of it
+    stream = setup(worker_log_json=True)
+    undo = bind_task("proj.add", "id-1")
+    get_task_logger("proj.tasks").info("adding")
+    logging.getLogger("proj.plain").info("by any logger")
+    undo()
+    logging.getLogger(TASK_LOGGER + ".trace.worker").info("Task %s[%s] received", "proj.add", "id-2")
+    get_task_logger("proj.tasks").info("idle")
+    # Then each says which
+    assert [line.get("task_id") for line in json_lines(stream)] == ["id-1", "id-1", "id-2", None]
+    assert [line.get("task_name") for line in json_lines(stream)] == ["proj.add"] * 3 + [None]
+
+
+class Odd:
+    """Its text is an error."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no text")
+
+
+ROUND: list[Any] = []
+ROUND.append(ROUND)
+
+
+@pytest.mark.parametrize(
+    ("message", "args", "extra"),
+    [
+        ("two\nlines\r\x1b[31m\u2028\x00", (), {}),
+        ("a lone surrogate \ud800", (), {}),
+        ("%s %s", ("too few",), {}),
+        ("%s", (Odd(),), {}),
+        (Odd(), (), {}),
+        ({"a": {1, 2}}, (), {}),
+        ("x", (), {"value": float("nan")}),
+        ("x", (), {"value": ROUND}),
+        ("x", (), {"value": {("a", "b"): 1}}),
+        ("x", (), {"value": Odd()}),
+        ("x", (), {"value": "y" * 100_000}),
+        ("x", (), {"task_id": Odd()}),
+    ],
+)
+def test_a_line_is_json_whatever_it_holds(message: Any, args: tuple[Any, ...], extra: dict[str, Any]) -> None:
+    stream = setup(worker_log_json=True)
+    logging.getLogger("proj").warning(message, *args, extra=extra)
+    (line,) = json_lines(stream)
+    assert isinstance(line["message"], str)
+    assert stream.getvalue().isascii() and stream.getvalue().count("\n") == 1 and len(stream.getvalue()) < 10_000
+
+
+def test_errors_are_told_in_a_field_of_their_own() -> None:
+    stream = setup(worker_log_json=True)
+    try:
+        raise KeyError("why")
+    except KeyError:
+        logging.getLogger("proj").exception("it failed", stack_info=True)
+    (line,) = json_lines(stream)
+    assert line["message"] == "it failed"
+    assert line["exception"].startswith("Traceback") and line["exception"].endswith("KeyError: 'why'")
+    assert line["stack"].startswith("Stack")
+
+
+# ---- The door for programs
+
+
+def app_of(**settings: Any) -> App:
+    return App("logging", set_as_current=False, **settings)
+
+
+def test_logging_is_set_up_once_in_a_process(tmp_path: Path) -> None:
+    # Given an app that has set logging up / When another does / Then nothing changes, until it is allowed
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert app_of().log.setup("INFO", str(first)) == []
+    assert app_of().log.already_setup
+    assert app_of().log.setup("INFO", str(second)) is None
+    logging.getLogger("proj").info("hello")
+    assert "hello" in first.read_text() and not second.exists()
+    Logging.already_setup = False
+    assert app_of().log.setup("INFO", str(second)) == [] and second.exists()
+
+
+def test_a_program_sets_its_log_up_as_a_worker_does(tmp_path: Path) -> None:
+    # Given an app / When its program sets logging up, with what is printed and what Python warns of
+    path = tmp_path / "%n.log"
+    app = app_of(worker_log_format="%(levelname)s %(message)s")
+    app.log.setup("info", str(path), redirect_stdouts=True, redirect_level="ERROR", hostname="me@here")
+    print("printed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("odd", RuntimeWarning, stacklevel=1)
+    app.log.get_default_logger().info("said")
+    # Then it is all in the file
+    assert isinstance(sys.stdout, LoggingStream)
+    lines = (tmp_path / "me.log").read_text().splitlines()
+    assert lines[0] == "ERROR printed" and "RuntimeWarning: odd" in lines[1] and lines[-1] == "INFO said"
+
+
+def test_what_is_printed_may_go_to_a_logger_of_ones_own(caplog: pytest.LogCaptureFixture) -> None:
+    app_of().log.redirect_stdouts_to_logger(logging.getLogger("proj.mine"), "ERROR", stderr=False)
+    print("hello")
+    print("not this", file=sys.stderr)
+    assert [(each.name, each.levelname, each.message) for each in caplog.records] == [("proj.mine", "ERROR", "hello")]
+
+
+def test_a_receiver_that_raises_keeps_logging_from_being_set_up() -> None:
+    def broken(**_named: Any) -> None:
+        raise OSError("no log today")
+
+    signals.setup_logging.connect(broken)
+    try:
+        with pytest.raises(OSError, match="no log today"):
+            app_of().log.setup()
+    finally:
+        signals.setup_logging.disconnect(broken)
+    assert not Logging.already_setup
+
+
+def test_colours_are_for_terminals_unless_they_are_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal()
+    assert supports_color(None, None, terminal) and not supports_color(None, False, terminal)
+    assert not supports_color("worker.log", None, terminal) and not supports_color(None, None, io.StringIO())
+    assert not app_of(worker_log_color=False).log.supports_color()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not supports_color(None, None, terminal)
 
 
 def test_a_record_keeps_the_fields_it_brings_itself() -> None:

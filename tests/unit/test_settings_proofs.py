@@ -185,8 +185,9 @@ PROOFS = {
     "worker_task_log_format": f"{_LOGS}test_the_formats_are_settings",
     "worker_log_datefmt": f"{_LOGS}test_dates_are_written_as_the_settings_say",
     "worker_task_log_datefmt": f"{_LOGS}test_dates_are_written_as_the_settings_say",
-    "worker_redirect_stdouts": f"{_LOGS}test_what_is_printed_stays_where_it_is_if_it_is_to",
-    "worker_redirect_stdouts_level": f"{_LOGS}test_what_is_printed_is_logged_at_the_level_that_is_set",
+    "worker_log_json": f"{_LOGS}test_a_log_of_json_has_one_object_a_line",
+    "worker_redirect_stdouts": "integration/test_logging.py::test_what_is_printed_stays_where_it_is_if_it_is_to",
+    "worker_redirect_stdouts_level": "integration/test_logging.py::test_what_tasks_print_is_in_the_log_at_the_level",
     # Security
     "security_key": f"{_SIGNED}test_what_somebody_trusted_signed_is_read",
     "security_key_password": f"{_SIGNED}test_keys_and_certificates_that_do_not_serve_are_named",
