@@ -75,6 +75,7 @@ SOURCE = """
 
     @app.task
     def behind(path):
+        open(path + ".began", "w").close()
         deadline = time.monotonic() + 50
         while not os.path.exists(path) and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -301,7 +302,7 @@ def test_a_pool_that_cannot_end_a_task_says_so(
     running = worker(code, "-P", "threads", "-c", "1")
     gate = tmp_path / "gate"
     result = code.behind.delay(str(gate))
-    running.wait_for(rf"Task \S+\[{result.id}\] received")
+    eventually(lambda: (tmp_path / "gate.began").exists(), 20)
 
     # When it is terminated, Then the log says that it runs on, and it does
     result.revoke(terminate=True)
