@@ -36,7 +36,7 @@
             └── UntrustedContent      also SecurityError
     SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError, Terminated    plain Exceptions: user code may catch them
     WorkerShutdown, WorkerTerminate                                          SystemExit: they stop a worker
-    AmqptasksWarning (a UserWarning) ── AlwaysEagerIgnored                   warnings, not raised
+    AmqptasksWarning (a UserWarning) ── AlwaysEagerIgnored, DuplicateNodenameWarning    warnings, not raised
 
 The names are Celery's where Celery has one. Messages say what happened, to what, what was expected, what to do.
 """
@@ -49,8 +49,9 @@ from typing import Any
 __all__ = [
     "AlreadyRegistered", "AlwaysEagerIgnored", "AmqptasksError", "AmqptasksWarning", "BackendError",
     "BackendGetMetaError", "BackendStoreError", "BrokerUnavailable", "BulkError", "CeleryError", "CeleryWarning",
-    "ChordError", "ContentDisallowed", "ContentError", "DecodeError", "EncodeError", "Ignore", "ImproperlyConfigured",
-    "IncompleteStream", "InvalidSetting", "InvalidTaskError", "MaxRetriesExceededError", "MaybeSent", "NotRegistered",
+    "ChordError", "ContentDisallowed", "ContentError", "DecodeError", "DuplicateNodenameWarning", "EncodeError",
+    "Ignore", "ImproperlyConfigured", "IncompleteStream", "InvalidSetting", "InvalidTaskError",
+    "MaxRetriesExceededError", "MaybeSent", "NotRegistered",
     "NotSent", "OperationalError", "QueueNotFound", "Reject", "ResultUnreachable", "Retry", "SecurityError",
     "SoftTimeLimitExceeded", "TaskError", "TaskPredicate", "TaskRevokedError", "Terminated", "TimeLimitExceeded",
     "TimeoutError", "TopologyConflict", "Unroutable", "UntrustedContent", "WorkerLostError", "WorkerShutdown",
@@ -76,6 +77,10 @@ CeleryWarning = AmqptasksWarning
 
 class AlwaysEagerIgnored(AmqptasksWarning):
     """``send_task()`` sends, whatever ``task_always_eager`` says: it does not know the function."""
+
+
+class DuplicateNodenameWarning(AmqptasksWarning):
+    """Several workers have answered under one name."""
 
 
 class ImproperlyConfigured(AmqptasksError):

@@ -21,6 +21,7 @@ from amqptasks.app.configuring import Source, Suggestion, assignments, from_vari
 from amqptasks.app.definitions import TaskHome, script_name
 from amqptasks.app.task import Task
 from amqptasks.canvas.signature import Signature, signature
+from amqptasks.clock import LamportClock
 from amqptasks.entities import Queue
 from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.results import handles, sets
@@ -92,6 +93,8 @@ class App(TaskHome, AsyncSending):
         self._conf: Conf | None = None
         #: The backend, the publisher and their thread, once they are needed.
         self._parts: dict[str, Any] = {}
+        #: Orders the commands and events of this process.
+        self.clock = LamportClock()
         # In a worker's child the executor puts itself here, to carry states to the parent.
         self.state_reporter: Callable[..., None] | None = None
         self._sender: Sender | None = None

@@ -75,9 +75,3 @@ def test_what_is_no_list_of_workers_is_no_destination(destination: Any) -> None:
     app: Any = None
     with pytest.raises(ValueError, match="expected the destination to be a list"):
         Control(app).revoke("id", destination)
-
-
-def test_nobody_answers_a_revocation() -> None:
-    app: Any = None
-    with pytest.raises(ValueError, match="reply"):
-        Control(app).revoke("id", reply=True)
