@@ -100,4 +100,4 @@ def name_variables(command: click.Command, path: str = ENVIRONMENT_PREFIX) -> No
             parameter.envvar = f"{path}_{longest.lstrip('-').replace('-', '_').upper()}"
     if isinstance(command, click.Group):
         for name, each in command.commands.items():
-            name_variables(each, f"{path}_{name.replace('-', '_').upper()}")
+            name_variables(each, f"{path}_{name.replace('-', '_').replace('.', '_').upper()}")

@@ -24,7 +24,10 @@ ARGUMENTS = "amqptasks.arguments"
 
 
 #: Each stands in a module of its name, imported when it is asked for: a worker keeps no other command in its memory.
-COMMANDS = ("call", "completion", "dead", "doctor", "multi", "purge", "queues", "report", "result", "shell", "worker")
+COMMANDS = (
+    "amqp", "call", "completion", "dead", "doctor", "list", "multi", "purge", "queues", "report", "result", "shell",
+    "worker",
+)  # fmt: skip
 
 
 class Root(Group):

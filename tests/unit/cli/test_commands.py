@@ -32,7 +32,10 @@ OPTIONS = {
     if isinstance(each, click.Option) and "--version" not in each.opts
 }
 #: Values that these options take; a flag takes "1", anything else "7".
-VALUES = {"--args": "[]", "--kwargs": "{}", "--workdir": ".", "--loglevel": "INFO", "--optimization": "fair"}
+VALUES = {
+    "--args": "[]", "--kwargs": "{}", "--headers": "{}", "--argument": "x=1", "--workdir": ".", "--loglevel": "INFO",
+    "--optimization": "fair",
+}  # fmt: skip
 
 
 def context_of(command: click.Command, path: tuple[str, ...], arguments: list[str]) -> click.Context:
@@ -67,7 +70,9 @@ def test_examples_can_be_typed(name: str) -> None:
         rest = [*(getattr(root, "_protected_args", None) or root.protected_args), *root.args]
         found, each = (), cli
         while isinstance(each, click.Group):
-            found, (each, rest) = (*found, rest[0]), (each.get_command(root, rest[0]), rest[1:])
+            each, rest = each.get_command(root, rest[0]), rest[1:]
+            # A command may have a second, shorter name.
+            found = (*found, each.name)
         assert found[: len(path)] == path
         each.make_context(found[-1], rest, parent=root)
 
@@ -79,7 +84,7 @@ def test_every_option_has_a_variable_of_its_own() -> None:
     # And it is spelt as the option is typed
     for name, (path, _command, option) in OPTIONS.items():
         words = [*path, name.rpartition("--")[2]]
-        assert option.envvar == "_".join(["AMQPTASKS", *words]).replace("-", "_").upper()
+        assert option.envvar == "_".join(["AMQPTASKS", *words]).replace("-", "_").replace(".", "_").upper()
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -88,7 +93,7 @@ def test_a_variable_acts_as_its_option_does(name: str, monkeypatch: pytest.Monke
     value = VALUES.get(name.rpartition(" ")[2], "1" if option.is_flag else "7")
     assert isinstance(option.envvar, str) and option.name is not None
     monkeypatch.setenv(option.envvar, value)
-    arguments = ["word"] if any(isinstance(each, click.Argument) and each.required for each in command.params) else []
+    arguments = ["word" for each in command.params if isinstance(each, click.Argument) and each.required]
     # A group is given a command, so that it does not answer with its help.
     context = context_of(command, path, ["worker"] if isinstance(command, click.Group) else arguments)
     assert context.get_parameter_source(option.name) is click.core.ParameterSource.ENVIRONMENT
