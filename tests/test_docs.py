@@ -326,6 +326,7 @@ def _option(name: str) -> Callable[[], bool]:
     return lambda: any(name in parameter.opts for parameter in worker_command.params)
 
 
+OF_HEALTH = ("health-file", "http")
 OF_CHILDREN = ("autoscale", "max-tasks-per-child")
 
 #: Each row of the README's table, and how to see whether the thing is there. One that says "yes" must be, one that says
@@ -345,9 +346,11 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Warm and cold stop, reconnecting": _acts("worker_shutdown_timeout"),
     "Dead letters: kept with their reason, listed, replayed, bounded": _command("dead"),
     "Command line": _command(
-        "worker", "call", "result", "purge", "queues", "dead", "doctor", "shell", "report", "completion"
+        "worker", "call", "result", "purge", "queues", "dead", "doctor", "health", "shell", "report", "completion"
     ),
     "Daemon options: `--detach`, `--pidfile`, `--uid`, …": _option("--detach"),
+    "Logs: formats, files for each child, JSON": _acts("worker_log_json"),
+    "Health file, `/healthz`, metrics for Prometheus": lambda: all(_option(f"--{each}")() for each in OF_HEALTH),
     "Signals": lambda: hasattr(signals, "task_prerun"),
     "TLS, client certificates": _acts("broker_use_ssl"),
     "`shared_task`, `autodiscover_tasks`": lambda: hasattr(amqptasks, "shared_task"),

@@ -310,6 +310,8 @@ class Link:
         self.version: tuple[int, ...] | None = None
         #: The broker's words while an alarm keeps this connection from publishing, else None.
         self.blocked: str | None = None
+        #: How many connections there were.
+        self.opened = 0
         #: Why the last attempt or connection ended; None before any.
         self.last_error: str | None = None
 
@@ -413,6 +415,7 @@ class Link:
             self._close(connection)
             return
         self._failures = 0
+        self.opened += 1
         self.connection = connection
         self.version = server_version(connection.server_properties or {})
         self.blocked = None

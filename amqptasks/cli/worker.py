@@ -16,6 +16,7 @@ from amqptasks.cli.common import CliError, Globals, commas, did_you_mean
 from amqptasks.cli.completion import complete_queues, one_of
 from amqptasks.cli.daemon import Detached, Owner, Pidfile, octal, run_by
 from amqptasks.cli.elements import Command, Option
+from amqptasks.cli.health import address
 from amqptasks.cli.purge import choose_queues, purge_queues, warn_of_slips
 from amqptasks.logs import expand_path
 
@@ -30,6 +31,7 @@ POOLS = ("prefork", "solo", "threads")
 
 _queues = functools.partial(click.option, cls=Option, section="Queues")
 _pool = functools.partial(click.option, cls=Option, section="Pool")
+_health = functools.partial(click.option, cls=Option, section="Health")
 _daemon = functools.partial(click.option, cls=Option, section="Daemon")
 
 
@@ -108,6 +110,11 @@ def _autoscale(_ctx: click.Context, _param: click.Parameter, value: str | None) 
     "-O", "--optimization", type=click.Choice(["default", "fair"]), default="default", metavar="default|fair",
     help="Accepted for Celery's sake: dispatch is always fair.",
 )  # fmt: skip
+@_health("--health-file", metavar="FILE", help="Write this file every second while all is well. % as for --logfile.")
+@_health(
+    "--http", callback=address, metavar="[HOST:]PORT",
+    help="Answer /healthz and /metrics over HTTP there; without HOST, to this machine only.",
+)  # fmt: skip
 @_daemon("-D", "--detach", is_flag=True, help="Go to the background once it runs.")
 @_daemon("--pidfile", metavar="FILE", help="Hold the process's id there; refuse to run twice. % as for --logfile.")
 @_daemon("--uid", metavar="USER", help="Become this user first, by name or number.")
@@ -152,7 +159,7 @@ def worker(
 def _run(
     obj: Globals, app: App, background: Detached | None, pidfile: str | None, *, hostname: str | None,
     queues: tuple[str, ...] | None, exclude_queues: tuple[str, ...] | None, loglevel: str | int, logfile: str | None,
-    purge_first: bool, autoscale: tuple[int, int] | None,
+    purge_first: bool, autoscale: tuple[int, int] | None, health_file: str | None, http: tuple[str, int] | None,
 ) -> int:  # fmt: skip
     from amqptasks.worker.worker import Worker, node_name
 
@@ -173,6 +180,8 @@ def _run(
             logfile=logfile,
             quiet=obj.quiet,
             autoscale=autoscale,
+            health_file=health_file,
+            http=http,
         )
         if background is not None:
             # Sent when all that can be wrong from the start has been found, and before children are forked.

@@ -60,6 +60,8 @@ class Settlement:
         self._conflicts: set[str] = set()
         #: Deliveries whose messages are not all confirmed.
         self.unsettled = 0
+        #: How many dead letters there were, by reason.
+        self.buried: dict[str, int] = {}
 
     def settle(self, request: Request, follow_ups: tuple[Next, ...], then: Then, *, is_lost: bool = False) -> None:
         """Publish and store what follows a task, then call ``then``, once, when all of it is confirmed.
@@ -143,6 +145,7 @@ class Settlement:
 
     def bury(self, request: Request, reason: str, detail: str, then: Then) -> None:
         """Copy a delivery to its queue's dead letters, confirmed, then call ``then``."""
+        self.buried[reason] = self.buried.get(reason, 0) + 1
         queue = request.delivery.consumer.queue
         need = self._dead_need(queue)
         dead_queue = need.key.partition(" ")[2]

@@ -65,6 +65,8 @@ class Worker:
         concurrency: How many tasks run at once; the number of cores without.
         pool: One of `POOLS`.
         autoscale: How many tasks run at once at most and at least, instead of ``concurrency``.
+        health_file: A file to write while all is well; what `amqptasks.logs.expand_path` takes.
+        http: Host and port where to answer probes, and what collects metrics.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class Worker:
         prefetch_multiplier: int | None = None,
         quiet: bool = False,
         autoscale: tuple[int, int] | None = None,
+        health_file: str | None = None,
+        http: tuple[str, int] | None = None,
     ) -> None:
         self.app = app
         conf = app.conf
@@ -101,6 +105,7 @@ class Worker:
         self._settlement_limit: int = conf.worker_settlement_limit
         self._queue_names = None if queues is None else list(queues)
         self._quiet = quiet
+        self._health_file, self._http = health_file, http
         self._ready = False
 
     # -- running
@@ -196,7 +201,18 @@ class Worker:
         )  # fmt: skip
 
     def _make_services(self) -> tuple[Service, ...]:
-        return ()
+        return self._monitoring()
+
+    def _monitoring(self) -> tuple[Service, ...]:
+        if self._health_file is None and self._http is None:
+            return ()
+        from amqptasks.worker.monitoring import Observed, monitoring_services
+
+        parts = Observed(
+            self.loop, self.hostname, self._consume_link, self._publish_link, lambda: self._consumers, self.pool,
+            self._dispatcher, self._settlement, self._confirms,
+        )  # fmt: skip
+        return monitoring_services(parts, self._health_file, self._http)
 
     def _link(
         self, purpose: str, on_up: Callable[[Connection], None], on_down: Callable[[str], None], backoff: Backoff,
