@@ -15,6 +15,11 @@ monotonic = time.monotonic
 wall_clock = time.time
 
 
+def utcoffset() -> float:
+    """Return how far this machine's zone is from UTC, in hours; positive to the west, as `time.timezone` has it."""
+    return (time.altzone if time.localtime().tm_isdst else time.timezone) / 3600
+
+
 def utcnow() -> datetime:
     """Return the present moment, aware, in UTC."""
     return datetime.now(timezone.utc)

@@ -172,7 +172,7 @@ WORKER: Final = (
     ),
     _S("worker_disable_rate_limits", boolean, False, "Ignore rate limits."),
     _S("worker_enable_remote_control", boolean, True, "Answer inspect and control commands.", "later"),
-    _S("worker_send_task_events", boolean, False, "Emit events that monitors read.", "later"),
+    _S("worker_send_task_events", boolean, False, "Emit events that monitors read.", "now"),
     _S("worker_direct", boolean, False, "Each worker also consumes a queue of its own, `<hostname>.dq2`."),
     _S(
         "worker_proc_alive_timeout",
@@ -272,19 +272,19 @@ CONTROL: Final = (
     ),
     _S("control_queue_exclusive", boolean, True, "Command queues belong to one connection.", "later"),
     _S("control_queue_durable", boolean, False, "Command queues survive a restart of the broker.", "later"),
-    _S("event_exchange", _NAME, "celeryev", "Exchange of events.", "later"),
-    _S("event_serializer", text(), "json", "How events are written.", "later"),
-    _S("event_queue_prefix", text(100), "celeryev", "First word of the names of monitors' queues.", "later"),
-    _S("event_queue_ttl", seconds().or_none(), 5.0, "Seconds an event may wait for its monitor.", "later"),
+    _S("event_exchange", _NAME, "celeryev", "Exchange of events.", "now"),
+    _S("event_serializer", text(), "json", "How events are written.", "now"),
+    _S("event_queue_prefix", text(100), "celeryev", "First word of the names of monitors' queues.", "now"),
+    _S("event_queue_ttl", seconds().or_none(), 5.0, "Seconds an event may wait for its monitor.", "now"),
     _S(
         "event_queue_expires",
         seconds().or_none(),
         60.0,
         "Seconds until the queue of a gone monitor is deleted.",
-        "later",
+        "now",
     ),
-    _S("event_queue_exclusive", boolean, True, "Monitors' queues belong to one connection.", "later"),
-    _S("event_queue_durable", boolean, False, "Monitors' queues survive a restart of the broker.", "later"),
+    _S("event_queue_exclusive", boolean, True, "Monitors' queues belong to one connection.", "now"),
+    _S("event_queue_durable", boolean, False, "Monitors' queues survive a restart of the broker.", "now"),
 )
 
 BEAT: Final = (

@@ -20,6 +20,7 @@ from amqptasks.app.async_calls import AsyncSending
 from amqptasks.app.configuring import Source, Suggestion, assignments, from_variable, make_conf
 from amqptasks.app.definitions import TaskHome, script_name
 from amqptasks.app.task import Task
+from amqptasks.app.watching import Watching
 from amqptasks.canvas.signature import Signature, signature
 from amqptasks.clock import LamportClock
 from amqptasks.entities import Queue
@@ -47,7 +48,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class App(TaskHome, AsyncSending):
+class App(TaskHome, AsyncSending, Watching):
     """A task application: settings, tasks, and the connections that serve them. Safe from any thread, and after a fork.
 
     Args:

@@ -72,6 +72,8 @@ class Context:
     _added: int = 0
     #: What ``retry(max_retries=…)`` has said in this run.
     _max_retries: int | None = None
+    #: Whether the worker wants to tell of its end in events.
+    _tells: bool = False
     _protected = 1
 
     #: The order in which a request is shown, Celery's.

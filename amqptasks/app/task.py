@@ -334,6 +334,20 @@ class Task(Handlers, Retries, Replacing, AsyncCalls[P], Generic[P, R]):
         """
         self.app.report_state(self, task_id or self.request.id, state or "PROGRESS", meta, **fields)
 
+    def send_event(self, type_: str, retry: bool = True, retry_policy: Any = None, **fields: Any) -> None:
+        """Send an event of your own about the call that is running, such as ``task-halfway``, for monitors to show.
+
+        Args:
+            type_: Its group and what has happened, with a dash between.
+            retry, retry_policy: Accepted because Celery has them; nobody waits for an event.
+            **fields: What it tells, as the setting ``event_serializer`` can carry.
+
+        Raises:
+            EncodeError: A field cannot be serialized.
+        """
+        request = self.request
+        self.app.tell_event(type_, {"uuid": request.id, **fields}, request.hostname)
+
     def add_trail(self, result: Any) -> Any:
         """Count a result among the children of the call that is running; returns it."""
         if self.trail:

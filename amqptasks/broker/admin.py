@@ -241,10 +241,7 @@ class Admin:
 
     def _try(self, endpoint: Endpoint) -> str | None:
         """Connect to one broker; return why it failed, or None."""
-        parameters = copy.copy(endpoint.parameters)
-        # Nobody serves heartbeats while the program asks its user something; each call has its deadline instead.
-        parameters.heartbeat = 0
-        parameters.tcp_options = None
+        parameters = self._parameters(endpoint)
         loop = self._loop = Loop()
         outcome: list[str | None] = []
         self._connection = Connection(
@@ -261,6 +258,13 @@ class Admin:
         if problem is not None:
             self.close()
         return problem
+
+    def _parameters(self, endpoint: Endpoint) -> Any:
+        parameters = copy.copy(endpoint.parameters)
+        # Nobody serves heartbeats while the program asks its user something; each call has its deadline instead.
+        parameters.heartbeat = 0
+        parameters.tcp_options = None
+        return parameters
 
     def _on_close(self, _connection: Any, error: BaseException | str) -> None:
         self._ended = describe(error)

@@ -141,6 +141,11 @@ class ConfirmChannel:
         """The connection in use; None while there is none."""
         return self._connection
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker takes nothing at present, because of an alarm."""
+        return self._blocked
+
     def up(self, connection: Connection, declarer: Declarer, version: tuple[int, ...] | None) -> None:
         """Use this connection from now on."""
         self._connection, self._declarer, self._version = connection, declarer, version

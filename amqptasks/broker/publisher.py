@@ -198,6 +198,29 @@ class Publisher:
             raise
         return sending
 
+    def tell(self, message: EncodedMessage, needs: tuple[Need, ...]) -> bool:
+        """Hand over a message that nobody waits for and that need not reach a queue, such as an event.
+
+        It is tried once. False, and it is lost, while half of the buffer is full: the rest is for what must arrive.
+        """
+        if self._targets is None:
+            self._targets = self._endpoints()
+        places = self._places
+        try:
+            if places.qsize() * 2 < self._buffer:
+                return False
+            places.get_nowait()
+        except queue.Empty:
+            return False
+
+        def on_done(_out: Outgoing, error: OperationalError | EncodeError | None) -> None:
+            places.put(None)
+            if error is not None:
+                logger.debug("A message that nobody waits for was lost: %s", error)
+
+        self._hand_over(Outgoing(message, needs, on_done, mandatory=False, is_impatient=True))
+        return True
+
     def finish(self, sending: Sending, deadline: float) -> None:
         """Wait until a submitted message is confirmed, trying again as its policy says. ``deadline`` is monotonic
         seconds.

@@ -32,6 +32,7 @@ POOLS = ("prefork", "solo", "threads")
 _queues = functools.partial(click.option, cls=Option, section="Queues")
 _pool = functools.partial(click.option, cls=Option, section="Pool")
 _health = functools.partial(click.option, cls=Option, section="Health")
+_events = functools.partial(click.option, cls=Option, section="Events")
 _daemon = functools.partial(click.option, cls=Option, section="Daemon")
 
 
@@ -115,6 +116,14 @@ def _autoscale(_ctx: click.Context, _param: click.Parameter, value: str | None) 
     "--http", callback=address, metavar="[HOST:]PORT",
     help="Answer /healthz and /metrics over HTTP there; without HOST, to this machine only.",
 )  # fmt: skip
+@_events("-E", "--task-events", is_flag=True, help="Tell monitors what becomes of tasks.")
+@_events("--without-heartbeat", is_flag=True, help="Do not tell monitors that this worker lives.")
+@_events(
+    "--heartbeat-interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, metavar="SECONDS",
+    help="How often to tell that.",
+)  # fmt: skip
+@_events("--without-gossip", is_flag=True, hidden=True, help="Accepted for Celery's sake: there is none.")
+@_events("--without-mingle", is_flag=True, hidden=True, help="Accepted for Celery's sake: there is none.")
 @_daemon("-D", "--detach", is_flag=True, help="Go to the background once it runs.")
 @_daemon("--pidfile", metavar="FILE", help="Hold the process's id there; refuse to run twice. % as for --logfile.")
 @_daemon("--uid", metavar="USER", help="Become this user first, by name or number.")
@@ -128,7 +137,7 @@ def worker(
     detach: bool, uid: str | None, gid: str | None, umask: int | None, executable: str | None, pidfile: str | None,
     concurrency: str | None, pool: str | None, prefetch_multiplier: str | None, disable_prefetch: bool,
     time_limit: str | None, soft_time_limit: str | None, max_tasks_per_child: str | None,
-    max_memory_per_child: str | None, **options: Any,
+    max_memory_per_child: str | None, task_events: bool, without_gossip: bool, without_mingle: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Run a worker.
 
@@ -151,6 +160,7 @@ def worker(
         "worker_disable_prefetch": "yes" if disable_prefetch else None, "task_time_limit": time_limit,
         "task_soft_time_limit": soft_time_limit, "worker_max_tasks_per_child": max_tasks_per_child,
         "worker_max_memory_per_child": max_memory_per_child,
+        "worker_send_task_events": "yes" if task_events else None,
     }  # fmt: skip
     _override(ctx, app, values, include, settings)
     ctx.exit(_run(obj, app, background, pidfile, **options))
@@ -160,6 +170,7 @@ def _run(
     obj: Globals, app: App, background: Detached | None, pidfile: str | None, *, hostname: str | None,
     queues: tuple[str, ...] | None, exclude_queues: tuple[str, ...] | None, loglevel: str | int, logfile: str | None,
     purge_first: bool, autoscale: tuple[int, int] | None, health_file: str | None, http: tuple[str, int] | None,
+    without_heartbeat: bool, heartbeat_interval: float,
 ) -> int:  # fmt: skip
     from amqptasks.worker.worker import Worker, node_name
 
@@ -182,6 +193,7 @@ def _run(
             autoscale=autoscale,
             health_file=health_file,
             http=http,
+            heartbeat_s=None if without_heartbeat else heartbeat_interval,
         )
         if background is not None:
             # Sent when all that can be wrong from the start has been found, and before children are forked.

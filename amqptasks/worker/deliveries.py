@@ -29,12 +29,13 @@ from amqptasks.wire.reprs import shown_name
 from amqptasks.wire.revocation import Revocation
 from amqptasks.worker import dead_letters, lost
 from amqptasks.worker.dispatch import Dispatcher
+from amqptasks.worker.events import WorkerEvents
 from amqptasks.worker.executor import describe
 from amqptasks.worker.failures import Failures
 from amqptasks.worker.follow_ups import FollowUps
 from amqptasks.worker.intake import Accept, Bury, Decision, Expire, Intake, Postpone
 from amqptasks.worker.ledger import Ledger
-from amqptasks.worker.outcome import FAILED, REJECTED, UNREADABLE, UNSTORED, FollowUp, Next, Outcome
+from amqptasks.worker.outcome import FAILED, REJECTED, UNREADABLE, UNSTORED, FollowUp, Next, Outcome, Told
 from amqptasks.worker.pools.slot import Slot
 from amqptasks.worker.rate_limits import RateLimits, rates_of
 from amqptasks.worker.request import Request
@@ -50,8 +51,9 @@ class Deliveries:
     """Leads each delivery to its end. One per worker."""
 
     def __init__(
-        self, app: App, hostname: str, loop: Loop, dispatcher: Dispatcher, settlement: Settlement, max_held: int
-    ) -> None:
+        self, app: App, hostname: str, loop: Loop, dispatcher: Dispatcher, settlement: Settlement, max_held: int,
+        events: WorkerEvents,
+    ) -> None:  # fmt: skip
         self._app = app
         self._conf = app.conf
         self._loop = loop
@@ -66,7 +68,8 @@ class Deliveries:
         self._follow_ups = FollowUps(app, hostname, stores_later=True)
         self.terminations = Terminations(loop, dispatcher)
         self._ledger = Ledger()
-        self._failures = Failures(app, self._follow_ups)
+        self._events = events
+        self._failures = Failures(app, self._follow_ups, events)
         self.time_limits = TimeLimits(app.conf.task_time_limit, app.conf.task_soft_time_limit)
         self._takes_no_more = False
         #: Why what runs is left alone, once it is.
@@ -120,6 +123,8 @@ class Deliveries:
             logger.info("Task %s[%s] received", name, request.id)
         if signals.task_received:
             signals.task_received.send(self, request=request)
+        if self._events.enabled:
+            self._events.received(request)
         self.time_limits.apply(request)
         self._dispatcher.add(request)
 
@@ -147,6 +152,8 @@ class Deliveries:
         request.is_done = True
         self._dispatcher.schedule()
         if number == CANCELLED:
+            if self._events.enabled:
+                self._events.cancelled(request)
             self._ledger.forget(request)
             return
         self._tell_revoked(request, terminated=True, signum=number)
@@ -172,6 +179,8 @@ class Deliveries:
             signals.task_revoked.send(
                 request.task, request=request, terminated=terminated, signum=signum, expired=expired
             )
+        if self._events.enabled:
+            self._events.revoked(request, terminated, signum, expired)
 
     def _is_known(self, request: Request) -> bool:
         """Whether this attempt is running here, or was finished here and only its ack was lost; then nothing is run."""
@@ -247,19 +256,26 @@ class Deliveries:
     # -- what the pool reports
 
     def begun(self, request: Request) -> None:
-        """Ack a task that has begun, unless it is to be acked late."""
+        """Tell that a task has begun, and ack it unless that is to be done late. Safe twice."""
+        if self._events.enabled:
+            self._events.started(request)
         if not request.is_late:
             request.ack()
 
-    def on_message(self, slot: Slot, request: Request, message: FollowUp) -> None:
-        """Publish a state of a running task."""
-        self._settlement.send_state(request, message)
+    def on_message(self, slot: Slot, request: Request, message: FollowUp | Told) -> None:
+        """Publish a state, or an event, of a running task."""
+        if isinstance(message, Told):
+            self._events.said(request, message)
+        else:
+            self._settlement.send_state(request, message)
 
     def on_outcome(self, slot: Slot, request: Request, outcome: Outcome) -> None:
         """Settle a task that has ended."""
         request.is_done = True
         self.terminations.take(request)
         self._dispatcher.finished(outcome.runtime_s)
+        if self._events.enabled:
+            self._events.ended(request, outcome)
         if outcome.kind == UNREADABLE:
             error = InvalidTaskError(outcome.reason)
             self._tell_unreadable(request, error)
@@ -397,6 +413,8 @@ class Deliveries:
         except AmqptasksError as trouble:
             logger.error("Task %s[%s] cannot be tried again: %s", request.task_name, request.id, trouble)
             return False
+        if self._events.enabled:
+            self._events.retried(request, error)
         self._settlement.settle(request, follow_ups, lambda: self._end(request))
         return True
 
@@ -415,6 +433,8 @@ class Deliveries:
         logger.error(
             "Task %s[%s] was lost (%s), crash %d; it will be run again", request.task_name, request.id, how, crashes
         )
+        if self._events.enabled:
+            self._events.rejected(request)
         queue = request.delivery.consumer.queue
         headers = {**request.headers, dead_letters.CRASHES_HEADER: crashes}
         message = encode(dead_letters.copy_of(request.delivery, headers), "", queue)

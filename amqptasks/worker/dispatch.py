@@ -52,6 +52,8 @@ class Dispatcher:
     ) -> None:
         self.waiting: deque[Request] = deque()
         self.is_paused = False
+        #: How many tasks have ended here.
+        self.ended = 0
         #: Called with a task whose time has passed while it waited; it is not handed out.
         self.on_expired: Callable[[Request], None] = _unexpected
         #: Called with a slot and a task with a time limit that was given to it.
@@ -89,6 +91,7 @@ class Dispatcher:
 
     def finished(self, runtime_s: float) -> None:
         """Learn from a run, and hand out more."""
+        self.ended += 1
         # One long run ends the sending ahead at once; it takes several short ones to begin it again.
         if runtime_s > SHORT_S:
             self._mean_s = max(runtime_s, self._mean_s)
@@ -144,6 +147,11 @@ class Dispatcher:
     def running(self) -> int:
         """Tasks that slots have, begun or not."""
         return sum(len(slot.assigned) for slot in self._slots())
+
+    @property
+    def active(self) -> int:
+        """Tasks that run, give or take those that begin or end just now."""
+        return sum(len(slot.assigned) if slot.is_shared else bool(slot.assigned) for slot in self._slots())
 
     def _ahead(self) -> int:
         if self._mean_s >= SHORT_S:

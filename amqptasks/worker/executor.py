@@ -37,7 +37,7 @@ from amqptasks.wire.binding import SIGNED_TYPE
 from amqptasks.wire.failures import format_traceback, to_plain
 from amqptasks.wire.pipe import encode_frame
 from amqptasks.wire.reprs import short_repr
-from amqptasks.wire.serializers import accepted
+from amqptasks.wire.serializers import accepted, dumps
 from amqptasks.wire.task import TaskBody, read_body
 from amqptasks.worker.dead_letters import dies_of_failure, failure_text
 from amqptasks.worker.follow_ups import FollowUps, keeps_errors, wants_result
@@ -50,9 +50,9 @@ from amqptasks.worker.outcome import (
     SUCCEEDED,
     UNREADABLE,
     UNSTORED,
-    FollowUp,
     Next,
     Outcome,
+    Told,
     made,
 )
 from amqptasks.worker.pools.window import Abandoned, run_limited
@@ -81,6 +81,7 @@ class Executor:
         self._skips_done = bool(conf.worker_deduplicate_successful_tasks) and app.backend.persistent
         self._acks_late = bool(conf.task_acks_late)
         app.state_reporter = self.report_state
+        app.event_reporter = self.report_event
 
     def run(self, frame: list[Any], emit: Emit) -> Outcome:
         """Run the task that a frame from the parent describes. Raises nothing that the task raised."""
@@ -211,7 +212,10 @@ class Executor:
             plain = None if retry.exc is None else to_plain(retry.exc, self.app.conf.result_serializer)
             follow_ups = self._passing(request, self._follow_ups.record(request, RETRY, plain, einfo.traceback))
         told_retry(task, request, retry, einfo)
-        return Outcome(RETRYING, runtime_s, follow_ups)
+        outcome = Outcome(RETRYING, runtime_s, follow_ups)
+        if request._tells:
+            outcome.told = [told_text(short_repr(retry.exc)), told_text(einfo.traceback)]
+        return outcome
 
     def _succeeded(self, task: Any, request: Context, value: Any, runtime_s: float) -> tuple[Outcome, str]:
         try:
@@ -224,7 +228,10 @@ class Executor:
             return self._failed(task, request, error, runtime_s), FAILURE
         told_success(task, request, value, runtime_s)
         told_return(task, request, SUCCESS, value, None)
-        return Outcome(SUCCEEDED, runtime_s, follow_ups), SUCCESS
+        outcome = Outcome(SUCCEEDED, runtime_s, follow_ups)
+        if request._tells:
+            outcome.told = [told_text(short_repr(value, task.resultrepr_maxsize))]
+        return outcome, SUCCESS
 
     def _failed(self, task: Any, request: Context, error: BaseException, runtime_s: float) -> Outcome:
         einfo = ExceptionInfo(error, format_traceback(error), internal=task is None)
@@ -236,7 +243,10 @@ class Executor:
         if task is not None:
             told_return(task, request, FAILURE, error, einfo)
         reason = failure_text(error) if task is not None and dies_of_failure(self.app, task) else ""
-        return Outcome(FAILED, runtime_s, follow_ups, reason)
+        outcome = Outcome(FAILED, runtime_s, follow_ups, reason)
+        if request._tells:
+            outcome.told = [told_text(short_repr(error)), told_text(einfo.traceback)]
+        return outcome
 
     def _rejected(self, task: Any, request: Context, reject: Reject, runtime_s: float) -> Outcome:
         logger.info("Task %s[%s] rejected: %s", request.task, request.id, short_repr(reject.reason))
@@ -290,6 +300,15 @@ class Executor:
         for follow_up in self._passing(request, record):
             emits[1](encode_frame([MESSAGE, emits[0], follow_up.to_plain()]))
 
+    def report_event(self, type: str, fields: Mapping[str, Any]) -> bool:
+        """Send an event of a running task's own through the worker; False where no task of it runs."""
+        emits = emitting.get()
+        if emits is None:
+            return False
+        content_type, _encoding, body = dumps(fields, self.app.conf.event_serializer)
+        emits[1](encode_frame([MESSAGE, emits[0], Told(type, content_type, body).to_plain()]))
+        return True
+
     def _passing(self, request: Context, record: ResultRecord) -> tuple[Next, ...]:
         """Tell of a state that is not the last: store it, or return its messages."""
         try:
@@ -334,7 +353,7 @@ def describe(frame: list[Any], body: TaskBody | None, hostname: str, due: str) -
         due: The exchange by which delayed messages come.
     """
     (_number, name, task_id, headers, _body, content_type, content_encoding, reply_to, correlation_id, priority,
-     delivery_mode, exchange, routing_key, redelivered, queue) = frame  # fmt: skip
+     delivery_mode, exchange, routing_key, redelivered, queue, *tells) = frame  # fmt: skip
     if exchange == due:
         # It has waited in the delay ladder, which is nobody's business.
         exchange, routing_key = "", queue
@@ -349,6 +368,8 @@ def describe(frame: list[Any], body: TaskBody | None, hostname: str, due: str) -
             "delivery_info": {"exchange": exchange, "routing_key": routing_key},
         }, _queue=queue or routing_key, _attempts=[],
     )  # fmt: skip
+    if tells:
+        request._tells = True
     return request
 
 
@@ -381,6 +402,6 @@ def make_request(headers: Mapping[str, Any], body: TaskBody | None) -> Context:
     return request
 
 
-def follow_ups_of_message(message: Any) -> FollowUp:
-    """Read the follow-up of a MESSAGE frame."""
-    return FollowUp.from_plain(message[2])
+def told_text(text: str) -> str:
+    """Return text that every serializer can carry."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -18,6 +18,7 @@ from amqptasks.wire.binding import SIGNED_TYPE
 from amqptasks.wire.reprs import printable
 from amqptasks.wire.serializers import accepted
 from amqptasks.wire.task import TaskBody, read_body
+from amqptasks.worker.events import WorkerEvents
 from amqptasks.worker.follow_ups import FollowUps, wants_result
 from amqptasks.worker.intake import context_of
 from amqptasks.worker.outcome import Next
@@ -32,11 +33,13 @@ class Failures:
 
     Args:
         follow_ups: Makes the messages.
+        events: Tells of each of them.
     """
 
-    def __init__(self, app: App, follow_ups: FollowUps) -> None:
+    def __init__(self, app: App, follow_ups: FollowUps, events: WorkerEvents) -> None:
         self._app = app
         self._follow_ups = follow_ups
+        self._events = events
         self._accept = accepted(app.conf.accept_content)
 
     def follow_ups(self, request: Request, error: Exception, state: str = FAILURE) -> tuple[Next, ...]:
@@ -48,6 +51,8 @@ class Failures:
         if not is_read and request.delivery.properties.content_type == SIGNED_TYPE:
             # It was not signed by anybody trusted, or not for this: an answer would be in our name.
             return ()
+        if self._events.enabled and state == FAILURE:
+            self._events.failed(request, error)
         if request.task is None:
             # As in Celery.
             context.errbacks = None

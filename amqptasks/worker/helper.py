@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from amqptasks.worker.outcome import FAILED, FollowUp, Outcome
+from amqptasks.worker.outcome import FAILED, FollowUp, Outcome, Told
 from amqptasks.worker.pools.pool import RESPAWN_S, SCARCITY, Pool, PoolEvents, Run
 from amqptasks.worker.pools.slot import Slot
 from amqptasks.worker.request import Request
@@ -99,7 +99,7 @@ class Helper:
         job.done(outcome)
         self._next()
 
-    def _on_message(self, _slot: Slot, _request: Request, _message: FollowUp) -> None:
+    def _on_message(self, _slot: Slot, _request: Request, _message: FollowUp | Told) -> None:
         """Nothing sends any that matters."""
 
     def _on_lost(self, _request: Request, begun: bool, how: str) -> None:

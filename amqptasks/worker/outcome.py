@@ -6,7 +6,7 @@ publishes it, waits for the confirms, and acks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -64,6 +64,29 @@ class FollowUp:
             EncodedMessage(exchange, routing_key, properties, body, correlation_id), tuple(queues), delayed, is_answer,
             is_kept,
         )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Told:
+    """An event of a running task's own.
+
+    Attributes:
+        type: Its type, such as ``task-halfway``.
+        content_type, body: Its fields, serialized.
+    """
+
+    type: str
+    content_type: str
+    body: bytes
+
+    def to_plain(self) -> list[Any]:
+        """Return what crosses the socket."""
+        return [self.type, self.content_type, self.body]
+
+
+def said_from_plain(plain: Any) -> FollowUp | Told:
+    """Read what a running task has said. Its kinds differ in length."""
+    return Told(*plain) if len(plain) == 3 else FollowUp.from_plain(plain)
 
 
 @dataclass(slots=True)
@@ -152,6 +175,7 @@ class Outcome:
         reason: For REJECTED, UNREADABLE and UNSTORED, why. For FAILED the error, if its message is to be among the
             dead letters.
         requeue: For REJECTED, back into its queue rather than to the dead letters.
+        told: What an event tells of it, where that was asked for: the result, or the error and its traceback, as texts.
     """
 
     kind: int
@@ -159,13 +183,14 @@ class Outcome:
     follow_ups: tuple[Next, ...] = ()
     reason: str = ""
     requeue: bool = False
+    told: Sequence[str] | None = None
 
     def to_frame(self, number: int) -> list[Any]:
         """Return the frame that reports it. Most runs have nothing to follow and no reason: those send four items."""
-        if not self.follow_ups and not self.reason:
+        if not self.follow_ups and not self.reason and self.told is None:
             return [OUTCOME, number, self.kind, self.runtime_s]
         follow_ups = [each.to_plain() for each in self.follow_ups]
-        return [OUTCOME, number, self.kind, self.runtime_s, follow_ups, self.reason, self.requeue]
+        return [OUTCOME, number, self.kind, self.runtime_s, follow_ups, self.reason, self.requeue, self.told]
 
     @classmethod
     def from_frame(cls, frame: Any) -> Outcome:
@@ -173,4 +198,4 @@ class Outcome:
         if len(frame) == 4:
             return cls(frame[2], frame[3])
         follow_ups = tuple(next_from_plain(each) for each in frame[4])
-        return cls(frame[2], frame[3], follow_ups, frame[5], frame[6])
+        return cls(frame[2], frame[3], follow_ups, frame[5], frame[6], frame[7])

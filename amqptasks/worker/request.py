@@ -16,11 +16,12 @@ class Request:
         is_acked: The ack was sent, or the message was given back.
         is_done: An outcome came in; nothing else may settle it.
         number: Its place in its slot's sequence; 0 while it waits.
+        telling: How far its events have been told: not at all, that it was received, that it has started.
     """
 
     __slots__ = (
         "delivery", "expires_at", "headers", "id", "is_acked", "is_done", "is_late", "limits", "number", "pending",
-        "task", "task_name",
+        "task", "task_name", "telling",
     )  # fmt: skip
 
     def __init__(
@@ -41,6 +42,7 @@ class Request:
         self.limits: tuple[float | None, float | None] | None = None
         #: Messages published for it and not yet confirmed.
         self.pending = 0
+        self.telling = 0
 
     @property
     def key(self) -> tuple[str, int]:
@@ -71,12 +73,16 @@ class Request:
         # Through the default exchange the routing key is the queue.
         queue = delivery.consumer.queue if delivery.exchange else None
         headers = self.headers if self.limits is None else self._limited()
-        return [
+        frame = [
             number, self.task_name, self.id, headers, delivery.body, properties.content_type,
             properties.content_encoding, properties.reply_to, properties.correlation_id, properties.priority,
             properties.delivery_mode, delivery.exchange, delivery.routing_key, delivery.redelivered,
             queue,
         ]  # fmt: skip
+        if self.telling:
+            # Then whoever runs it says how it has ended in words too.
+            frame.append(True)
+        return frame
 
     def _limited(self) -> Mapping[str, Any]:
         """The headers, with the limits that apply."""

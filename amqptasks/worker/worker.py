@@ -31,6 +31,7 @@ from amqptasks.worker.banner import banner
 from amqptasks.worker.chord_tasks import add_chord_tasks
 from amqptasks.worker.deliveries import Deliveries
 from amqptasks.worker.dispatch import Dispatcher
+from amqptasks.worker.events import HEARTBEAT_S, WorkerEvents
 from amqptasks.worker.executor import Executor
 from amqptasks.worker.joins import Joins
 from amqptasks.worker.pools.guard import Guard
@@ -67,6 +68,7 @@ class Worker:
         autoscale: How many tasks run at once at most and at least, instead of ``concurrency``.
         health_file: A file to write while all is well; what `amqptasks.logs.expand_path` takes.
         http: Host and port where to answer probes, and what collects metrics.
+        heartbeat_s: How often it tells monitors that it lives; None: never.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Worker:
         autoscale: tuple[int, int] | None = None,
         health_file: str | None = None,
         http: tuple[str, int] | None = None,
+        heartbeat_s: float | None = HEARTBEAT_S,
     ) -> None:
         self.app = app
         conf = app.conf
@@ -106,6 +109,7 @@ class Worker:
         self._queue_names = None if queues is None else list(queues)
         self._quiet = quiet
         self._health_file, self._http = health_file, http
+        self._heartbeat_s = heartbeat_s
         self._ready = False
 
     # -- running
@@ -159,9 +163,13 @@ class Worker:
         self._dispatcher = Dispatcher(
             loop, lambda: self.pool.slots, lambda request: self._deliveries.begun(request), self.sizing.on_pace
         )
+        #: What it tells to whoever watches.
+        self.events = WorkerEvents(app, self.hostname, loop, self._confirms, self._dispatcher, self._heartbeat_s)
         # Tasks held back by their rates never take more than a part of the prefetch window from the others.
         max_held = max(1, (self.sizing.prefetch or MAX_HELD * 4) // 4)
-        self._deliveries = Deliveries(app, self.hostname, loop, self._dispatcher, self._settlement, max_held)
+        self._deliveries = Deliveries(
+            app, self.hostname, loop, self._dispatcher, self._settlement, max_held, self.events
+        )  # fmt: skip
         self._joins = Joins(
             lambda events, run: self._make_helping_pool(events, run, "Joiner", runs_tasks=True), self._executor.run,
             self._deliveries, self._settlement,
@@ -201,7 +209,7 @@ class Worker:
         )  # fmt: skip
 
     def _make_services(self) -> tuple[Service, ...]:
-        return self._monitoring()
+        return (self.events, *self._monitoring())
 
     def _monitoring(self) -> tuple[Service, ...]:
         if self._health_file is None and self._http is None:

@@ -24,6 +24,8 @@ _MESSAGE = f"{_EFFECTS}test_a_setting_is_seen_in_the_message"
 _GIVEN_UP = "integration/test_connection_settings.py::test_a_worker_that_is_not_to_wait_for_its_broker_says_so_and_ends"
 _DATABASE = "integration/test_database.py::"
 _REDIS = "integration/test_redis_settings.py::"
+_EVENTS = "integration/test_events.py::"
+_RECEIVER = "unit/events/test_receiver.py::test_the_settings_say_what_queue_a_receiver_has"
 _LOGS = "unit/test_logs.py::"
 _SIGNED = "unit/wire/test_signed.py::"
 _ROUTING = "unit/app/test_routing.py::"
@@ -188,6 +190,15 @@ PROOFS = {
     "worker_log_json": f"{_LOGS}test_a_log_of_json_has_one_object_a_line",
     "worker_redirect_stdouts": "integration/test_logging.py::test_what_is_printed_stays_where_it_is_if_it_is_to",
     "worker_redirect_stdouts_level": "integration/test_logging.py::test_what_tasks_print_is_in_the_log_at_the_level",
+    # Events
+    "worker_send_task_events": f"{_EVENTS}test_a_task_is_told_from_beginning_to_end",
+    "event_exchange": f"{_EVENTS}test_the_settings_say_where_and_how_events_are_published",
+    "event_serializer": f"{_EVENTS}test_the_settings_say_where_and_how_events_are_published",
+    "event_queue_prefix": f"{_RECEIVER}[event_queue_prefix]",
+    "event_queue_ttl": f"{_RECEIVER}[event_queue_ttl]",
+    "event_queue_expires": f"{_RECEIVER}[event_queue_expires]",
+    "event_queue_exclusive": f"{_RECEIVER}[event_queue_exclusive]",
+    "event_queue_durable": f"{_RECEIVER}[event_queue_durable]",
     # Security
     "security_key": f"{_SIGNED}test_what_somebody_trusted_signed_is_read",
     "security_key_password": f"{_SIGNED}test_keys_and_certificates_that_do_not_serve_are_named",

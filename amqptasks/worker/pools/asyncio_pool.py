@@ -24,7 +24,7 @@ from amqptasks.app.coroutines import clear_up
 from amqptasks.broker.loop import Loop
 from amqptasks.wire.pipe import FrameReader, encode_frame
 from amqptasks.worker.daemon_threads import DaemonThreads
-from amqptasks.worker.outcome import FollowUp, Outcome
+from amqptasks.worker.outcome import Outcome, said_from_plain
 from amqptasks.worker.pools.pool import Pool, PoolEvents, Run
 from amqptasks.worker.pools.slot import Slot
 from amqptasks.worker.pools.window import Abandoned, ThreadWindow
@@ -247,7 +247,7 @@ class SharedSlot(Slot):
                 continue
             if isinstance(report, bytes):
                 for frame in FrameReader().feed(report):
-                    self._pool.on_message(self, request, FollowUp.from_plain(frame[2]))
+                    self._pool.on_message(self, request, said_from_plain(frame[2]))
                 continue
             self._remove(number)
             if isinstance(report, Outcome):

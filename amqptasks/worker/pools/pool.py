@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from amqptasks.broker.loop import Loop
 from amqptasks.exceptions import SoftTimeLimitExceeded
-from amqptasks.worker.outcome import FollowUp, Outcome
+from amqptasks.worker.outcome import FollowUp, Outcome, Told
 from amqptasks.worker.pools.slot import Slot
 from amqptasks.worker.request import Request
 
@@ -43,7 +43,7 @@ class PoolEvents:
 
     Attributes:
         on_outcome: A task has ended.
-        on_message: A running task sends a message.
+        on_message: A running task sends a message, or tells an event.
         on_lost: The place where a task ran has died; the text says how. ``begun`` is False for tasks that had not
         started.
         on_free: A slot can take a task.
@@ -52,7 +52,7 @@ class PoolEvents:
     """
 
     on_outcome: Callable[[Slot, Request, Outcome], None]
-    on_message: Callable[[Slot, Request, FollowUp], None]
+    on_message: Callable[[Slot, Request, FollowUp | Told], None]
     on_lost: Callable[[Request, bool, str], None]
     on_free: Callable[[], None]
     on_soft_limit: Callable[[Request, float], None] = _unwatched
@@ -147,7 +147,7 @@ class Pool(ABC):
         if slot.is_leaving:
             self._leave(slot)
 
-    def on_message(self, slot: Slot, request: Request, message: FollowUp) -> None:
+    def on_message(self, slot: Slot, request: Request, message: FollowUp | Told) -> None:
         """Pass it on."""
         self._events.on_message(slot, request, message)
 

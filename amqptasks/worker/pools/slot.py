@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol
 from amqptasks.app.coroutines import close_loop
 from amqptasks.broker.loop import Loop
 from amqptasks.wire.pipe import FrameReader, encode_frame
-from amqptasks.worker.outcome import OUTCOME, RETIRED, FollowUp, Outcome
+from amqptasks.worker.outcome import OUTCOME, RETIRED, FollowUp, Outcome, Told, said_from_plain
 from amqptasks.worker.pools.recycling import Recycling
 from amqptasks.worker.request import Request
 
@@ -135,7 +135,7 @@ class SlotOwner(Protocol):
     def on_outcome(self, slot: Slot, request: Request, outcome: Outcome) -> None:
         """A task has ended."""
 
-    def on_message(self, slot: Slot, request: Request, message: FollowUp) -> None:
+    def on_message(self, slot: Slot, request: Request, message: FollowUp | Told) -> None:
         """A running task sends something, such as a state."""
 
     def on_retired(self, slot: Slot) -> None:
@@ -330,7 +330,7 @@ class Slot:
             if frame[0] == OUTCOME:
                 self._owner.on_outcome(self, assigned.popleft(), Outcome.from_frame(frame))
             else:
-                self._owner.on_message(self, assigned[0], FollowUp.from_plain(frame[2]))
+                self._owner.on_message(self, assigned[0], said_from_plain(frame[2]))
 
 
 class Reporter:
