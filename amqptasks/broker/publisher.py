@@ -249,7 +249,11 @@ class Publisher:
         self, sending: Sending, first: Interrupted, deadline: float
     ) -> OperationalError | EncodeError | None:
         # tenacity costs 20 µs a call, so only a send in trouble pays for it.
-        from tenacity import RetryError, Retrying, retry_if_result, stop_after_attempt, stop_never, wait_incrementing
+        try:
+            from tenacity import RetryError, Retrying, retry_if_result, stop_after_attempt, stop_never, wait_incrementing
+        except OSError as error:
+            # A program that may open nothing more cannot read modules either.
+            return Interrupted(f"{first}; it cannot be tried again: {error}", written=first.written)
 
         policy = sending.policy
         may_be_stored = first.written

@@ -118,6 +118,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
 print("cut me off", flush=True)
 sys.stdin.readline()
 app.conf.broker_publish_timeout = 2.0
+sys.stdout.write("sending\\n")
+sys.stdout.flush()
 try:
     add.delay(2)
 except OperationalError as error:
@@ -129,7 +131,10 @@ print("sent", flush=True)
 """
 
 
-def test_a_sender_without_descriptors_is_told_and_goes_on_when_it_can(shop: Workshop, broker_url: str) -> None:
+@pytest.mark.parametrize("when", ["before it sends", "while it sends"])
+def test_a_sender_without_descriptors_is_told_and_goes_on_when_it_can(
+    shop: Workshop, broker_url: str, when: str
+) -> None:
     path = shop.directory / "sender.py"
     path.write_text(SENDER)
     with Proxy(broker_url) as proxy:
@@ -139,11 +144,21 @@ def test_a_sender_without_descriptors_is_told_and_goes_on_when_it_can(shop: Work
         pipe = subprocess.PIPE
         with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True) as sender:
             assert sender.stdout is not None
+            assert sender.stdin is not None
             assert sender.stdout.readline() == "cut me off\n"
-            proxy.cut()
+            if when == "before it sends":
+                proxy.cut()
+            else:
+                proxy.stall()
+                sender.stdin.write("go on\n")
+                sender.stdin.flush()
+                assert sender.stdout.readline() == "sending\n"
+                proxy.cut()
+                proxy.heal()
             output, _ = sender.communicate("go on\n", timeout=50)
-    # Then its next task is not sent, and it is told why / And the one after that, when it may again, is
-    assert re.search(r"^BrokerUnavailable: .*Too many open files$", output, re.MULTILINE), output
+    # Then its next task is not sent, and it is told why, whether or not it had noticed the loss before
+    assert re.search(r"^(BrokerUnavailable|NotSent|MaybeSent): .*Too many open files", output, re.MULTILINE), output
+    # And the one after that, when it may open things again, is
     assert output.endswith("sent\n"), output
     shop.is_waiting(2)
 
