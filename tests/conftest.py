@@ -9,7 +9,7 @@ Environment:
     AMQPTASKS_TEST_MEMCACHED_URL
                                 a memcached to use, cache+memcached://…; without it the same
     AMQPTASKS_TEST_SEED         the seed of the order, to repeat a run; generated examples are then always the same
-    AMQPTASKS_TEST_PART         "1/2:seed" for half of the modules, in that order; scripts/test runs both at once
+    AMQPTASKS_TEST_PART         "1/3:seed" for a third of the modules, in that order; scripts/test runs all at once
 """
 
 from __future__ import annotations
