@@ -45,7 +45,7 @@ Server = TypeVar("Server", bound=PrivateServer)
 if TYPE_CHECKING:
     from tests.mongo_server import MongoServer
 
-#: "1/2:4711": the first half of the modules, in the order of this seed. How scripts/test runs two halves at once.
+#: "1/3:4711": the first third of the modules, in the order of this seed. How scripts/test runs three parts at once.
 PART, _, PART_SEED = os.environ.get("AMQPTASKS_TEST_PART", "1/1").partition(":")
 SEED = os.environ.get("AMQPTASKS_TEST_SEED") or PART_SEED or str(random.randrange(10**6))
 DEADLINE_S = 60.0
