@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone, tzinfo
 from functools import cached_property
@@ -83,6 +84,8 @@ class App(TaskHome, AsyncSending, Watching):
         self.include = tuple(include)
         self.on_configure = Signal("on_configure")
         self.on_after_configure = Signal("on_after_configure")
+        #: Options of click that this app adds to the commands: under "preload" to all, else by the command's name.
+        self.user_options: defaultdict[str, set[Any]] = defaultdict(set)
         self._namespace = namespace
         self._config_source = None if config_source is None else Source(config_source)
         self._suggested: list[Suggestion] = []

@@ -11,12 +11,13 @@ import difflib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from amqptasks.cli.user_options import tell_defaults
 from amqptasks.exceptions import (
     AlreadyRegistered,
     AmqptasksError,
@@ -71,6 +72,8 @@ class Globals:
     start_directory: str | None = None
     #: The whole command line, for a command that hands it on.
     argv: Sequence[str] = ()
+    #: The values of the options that the app has added, by name.
+    user_values: Mapping[str, Any] = field(default_factory=dict)
     _app: App | None = None
 
     def app(self, *, required: bool = False) -> App:
@@ -82,6 +85,7 @@ class Globals:
             if required and not self.app_name:
                 raise CliError("which app? Give the module that holds it before the command: amqptasks -A proj …")
             self._app = self._find()
+            tell_defaults(self._app)
         return self._app
 
     def _find(self) -> App:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from amqptasks.cli import user_options
 from amqptasks.cli.common import did_you_mean
 
 __all__ = ["Command", "Group", "Option", "json_option", "name_variables"]
@@ -41,8 +42,30 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
 
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the options and arguments, those included that the app adds."""
+        return super().get_params(ctx) + user_options.added(ctx)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line. An option that nobody knows may be one that the app adds."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption:
+            if isinstance(self, click.Group) or not user_options.extend(ctx):
+                raise
+            return super().parse_args(ctx, given)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it, without the options that it does not know."""
+        if not isinstance(self, click.Group):
+            user_options.take(ctx)
+        return super().invoke(ctx)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, each section under its heading."""
+        if not isinstance(self, click.Group):
+            user_options.extend_for_help(ctx)
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             # Arguments stand in the usage line and are told of in the text.

@@ -63,7 +63,7 @@ def render(error: click.ClickException) -> str:
             value = " proj" if error.option_name in ("-A", "--app") else " …"
             value = "" if _is_flag(context.find_root(), error.option_name) else value
             return f"{error.option_name} belongs before the command: amqptasks {error.option_name}{value} {own}"
-        known = [name for each in context.command.params for name in each.opts] if context is not None else []
+        known = [] if context is None else [name for each in context.command.get_params(context) for name in each.opts]
         text = f"no option {error.option_name!r}{did_you_mean(error.option_name, known)}"
     elif isinstance(error, click.MissingParameter):
         text = f"missing {_parameter(error)}"

@@ -194,6 +194,7 @@ def _run(
             health_file=health_file,
             http=http,
             heartbeat_s=None if without_heartbeat else heartbeat_interval,
+            options=obj.user_values,
         )
         if background is not None:
             # Sent when all that can be wrong from the start has been found, and before children are forked.

@@ -12,7 +12,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from amqptasks import signals
 from amqptasks.app.app import App
@@ -69,6 +70,7 @@ class Worker:
         health_file: A file to write while all is well; what `amqptasks.logs.expand_path` takes.
         http: Host and port where to answer probes, and what collects metrics.
         heartbeat_s: How often it tells monitors that it lives; None: never.
+        options: What else receivers of ``celeryd_init`` are told: the options that the app has added.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Worker:
         health_file: str | None = None,
         http: tuple[str, int] | None = None,
         heartbeat_s: float | None = HEARTBEAT_S,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.app = app
         conf = app.conf
@@ -94,12 +97,12 @@ class Worker:
         self.loglevel = parse_level(loglevel)
         self.logfile = logfile
         # Before anything is taken from the settings: receivers may change them, by the worker's name.
-        options = {
+        told = {
             "hostname": self.hostname, "queues": queues, "concurrency": concurrency, "pool": pool,
             "loglevel": self.loglevel, "logfile": logfile, "prefetch_multiplier": prefetch_multiplier,
-            "autoscale": autoscale,
+            "autoscale": autoscale, **(options or {}),
         }  # fmt: skip
-        signals.celeryd_init.send(self.hostname, instance=self, conf=conf, options=options)
+        signals.celeryd_init.send(self.hostname, instance=self, conf=conf, options=told)
         self.pool_name = pool or conf.worker_pool
         if self.pool_name not in POOLS:
             raise ImproperlyConfigured(f"expected the pool to be one of {', '.join(POOLS)}, got: {self.pool_name!r}")

@@ -137,6 +137,11 @@ def told(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterator[
         yield shop, told_by(shop), node, worker.process.pid
 
 
+@pytest.mark.parametrize("name", sorted(ELSEWHERE & set(vars(signals))))
+def test_a_signal_that_is_sent_elsewhere_or_never_declares_what_celerys_does(name: str) -> None:
+    assert getattr(signals, name).providing_args == getattr(celery.signals, name).providing_args
+
+
 def test_the_table_has_every_signal_of_celery() -> None:
     theirs = {name for name, value in vars(celery.signals).items() if isinstance(value, celery.signals.Signal)}
     assert theirs - set(TABLE) == ELSEWHERE
