@@ -311,7 +311,7 @@ _TASKS: Final = (
         _RETRY_POLICY,
         "Attempts and waits in seconds; `broker_publish_timeout` ends them all.",
     ),
-    _S("task_send_sent_event", boolean, False, "Emit a task-sent event for each task sent.", "later"),
+    _S("task_send_sent_event", boolean, False, "Emit a task-sent event for each task sent."),
     _S("task_remote_tracebacks", boolean, False, "The remote traceback is always shown, as the cause.", "never"),
     _S("task_inherit_parent_priority", boolean, False, "Tasks sent by a task get its priority, if they have none."),
     _S(

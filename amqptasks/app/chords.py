@@ -15,7 +15,8 @@ from typing import Any, Final
 from amqptasks.app import context
 from amqptasks.app.gathering import Bulk, Collected, CollectedChord, Collector, current_bulk, current_collector
 from amqptasks.app.options import first, policy_of
-from amqptasks.app.sender import Plan, Sender
+from amqptasks.app.plans import Plan
+from amqptasks.app.sender import Sender
 from amqptasks.broker.chord_queues import collector_need, join_queue, join_queue_name
 from amqptasks.broker.needs import Need
 from amqptasks.canvas.signature import Signature

@@ -7,12 +7,13 @@ every ``delay()``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,8 +34,9 @@ from amqptasks.app.options import (
     task_headers,
     write_options,
 )
+from amqptasks.app.plans import Plan, sent_event
 from amqptasks.app.routing import ROUTING_OPTIONS, Route, Routing
-from amqptasks.broker.needs import Need, PublishPolicy
+from amqptasks.broker.needs import Need
 from amqptasks.clock import utcnow
 from amqptasks.entities import Broadcast, Exchange, Queue
 from amqptasks.exceptions import (
@@ -84,32 +86,12 @@ class SendingApp(Protocol):
     def publisher(self) -> Publisher:
         """The process's publisher."""
 
+    def tell_event(self, type: str, fields: Mapping[str, Any]) -> None:
+        """Send an event."""
+
     @property
     def timezone(self) -> tzinfo | None:
         """The zone of naive moments."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What all calls of one task by one route have in common, under one state of the settings."""
-
-    route: Route
-    needs: tuple[Need, ...]
-    serializer: str
-    compression: str | None
-    delivery_mode: int
-    priority: int | None
-    ignore_result: bool
-    keeps_errors: bool
-    inherits_priority: bool
-    is_mandatory: bool
-    wants_answer: bool
-    is_kept: bool
-    expires: Any
-    policy: PublishPolicy
-    headers: Mapping[str, Any]
-    #: Writes arguments for people to read (``task_repr_maxlevels``).
-    show: Callable[[Any], str]
 
 
 @dataclass(slots=True)
@@ -189,6 +171,8 @@ class Sender:
         backend = app.backend
         collector = current_collector.get()
         if collector is not None:
+            if plan.is_told:
+                self._tell_sent(plan, name, task_id, message)
             self._collect(collector, encode(message, exchange, routing_key), plan, exchange)
             return app.AsyncResult(task_id, backend)
         is_awaited = not ignore_result or plan.keeps_errors
@@ -205,6 +189,8 @@ class Sender:
             if is_awaited:
                 backend.unexpect(task_id)
             raise
+        if plan.is_told:
+            self._tell_sent(plan, name, task_id, message)
         if signals.after_task_publish:
             body = (args, kwargs, embedded(options) if options else EMPTY_EMBED)
             signals.after_task_publish.send(
@@ -218,6 +204,13 @@ class Sender:
         return result
 
     # -- the parts of a send
+
+    def _tell_sent(self, plan: Plan, name: str, task_id: str, message: Message) -> None:
+        # Where it is to arrive; a delayed one goes there by the ladder, which is nobody's business.
+        exchange, routing_key = plan.route.exchange, plan.route.routing_key
+        # The call is sent: whatever is wrong with telling of it must not raise.
+        with contextlib.suppress(EncodeError):
+            self._app.tell_event("task-sent", sent_event(plan, name, task_id, message.headers, exchange, routing_key))
 
     def _collect(self, collector: Collector, message: EncodedMessage, plan: Plan, exchange: str) -> None:
         route = plan.route
@@ -447,6 +440,7 @@ class Sender:
             expires=option("expires", None),
             policy=policy_of(conf),
             headers=task_headers(name, task),
+            is_told=bool(conf.task_send_sent_event) and getattr(task, "send_events", True) is not False,
             show=shortener(conf.task_repr_maxlevels),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -374,3 +375,36 @@ def test_a_lost_connection_is_told(shop: Workshop) -> None:
         watcher.receiver.open(watcher.connection)
         shop.app.tell_event("task-again", {"uuid": "again"})
         assert watcher.first("task-again", task_id="again")
+
+
+def test_a_program_tells_what_it_sends(shop: Workshop, watcher: Watcher) -> None:
+    # Given task_send_sent_event / When calls are sent: at once, later, from within a task, and of a quiet task
+    tasks, app = shop.tasks, shop.app
+    app.conf.task_send_sent_event = True
+    try:
+        sent = tasks.add.apply_async((1,), {"y": 2}, countdown=0.2)
+        quiet = tasks.quiet.delay()
+        followed = tasks.add.apply_async((1,), link=tasks.add.s(1))
+    finally:
+        app.conf.task_send_sent_event = False
+    # Then each is told before its other events, with where it goes
+    assert watcher.story(sent.id, "task-succeeded") == ["sent", "received", "started", "succeeded"]
+    event = watcher.first("task-sent", task_id=sent.id)
+    assert (event["name"], event["args"], event["kwargs"]) == (tasks.add.name, "(1,)", "{'y': 2}")
+    assert (event["queue"], event["exchange"], event["routing_key"]) == (shop.queue, "", shop.queue)
+    assert (event["root_id"], event["parent_id"], event["retries"], event["expires"]) == (sent.id, None, 0, None)
+    assert event["eta"].startswith("20") and event["hostname"] == f"gen{os.getpid()}@{socket.gethostname()}"
+    # But not of the task that is quiet, nor of those that a worker sends without the setting
+    watcher.story(followed.id, "task-succeeded")
+    assert watcher.of(quiet.id) == []
+
+
+def test_a_worker_tells_what_its_tasks_send(shop: Workshop, watcher: Watcher) -> None:
+    # Given a worker with task_send_sent_event / When its task is followed by another
+    queue = f"{shop.queue}-sends"
+    shop.also_delete(queue)
+    worker = shop.start("-c", "1", "-Q", queue, "--", "task_send_sent_event=yes")
+    shop.tasks.add.apply_async((1,), link=shop.tasks.add.s(1).set(queue=queue), queue=queue)
+    # Then it tells that, in its own name
+    event = watcher.first("task-sent", hostname=node_of(worker))
+    assert (event["args"], event["queue"]) == ("(1, 1)", queue)

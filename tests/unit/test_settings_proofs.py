@@ -191,6 +191,7 @@ PROOFS = {
     "worker_redirect_stdouts": "integration/test_logging.py::test_what_is_printed_stays_where_it_is_if_it_is_to",
     "worker_redirect_stdouts_level": "integration/test_logging.py::test_what_tasks_print_is_in_the_log_at_the_level",
     # Events
+    "task_send_sent_event": f"{_EVENTS}test_a_program_tells_what_it_sends",
     "worker_send_task_events": f"{_EVENTS}test_a_task_is_told_from_beginning_to_end",
     "event_exchange": f"{_EVENTS}test_the_settings_say_where_and_how_events_are_published",
     "event_serializer": f"{_EVENTS}test_the_settings_say_where_and_how_events_are_published",
