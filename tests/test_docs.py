@@ -346,7 +346,8 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Warm and cold stop, reconnecting": _acts("worker_shutdown_timeout"),
     "Dead letters: kept with their reason, listed, replayed, bounded": _command("dead"),
     "Command line": _command(
-        "worker", "call", "result", "purge", "queues", "dead", "doctor", "health", "shell", "report", "completion"
+        *("worker", "call", "result", "purge", "queues", "dead", "doctor", "health", "status", "inspect", "control"),
+        *("shell", "report", "completion"),
     ),
     "Daemon options: `--detach`, `--pidfile`, `--uid`, …": _option("--detach"),
     "Logs: formats, files for each child, JSON": _acts("worker_log_json"),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CliError", "Globals", "commas", "did_you_mean", "exit_code", "json_array", "json_object", "plain", "plural",
-    "print_table", "text_of",
+    "print_table", "text_of", "visible",
 ]  # fmt: skip
 
 EXIT_FAILED = 1
@@ -167,6 +167,11 @@ def text_of(value: object, most: int = 80) -> str:
     """Return a value for an error message, shortened."""
     text = repr(value)
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def visible(text: str) -> str:
+    """Return a text with everything escaped that could move a cursor or hide something; lines stay lines."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
 def plain(value: object) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from amqptasks.cli.common import EXIT_FAILED, CliError, Globals, commas, did_you_mean, plain, plural
+from amqptasks.cli.common import EXIT_FAILED, CliError, Globals, commas, did_you_mean, plain, plural, visible
 from amqptasks.cli.completion import complete_queue, complete_queues, complete_task
 from amqptasks.cli.elements import Group, json_option
 from amqptasks.exceptions import ContentError, InvalidTaskError
@@ -240,16 +240,11 @@ def _print_letter(facts: dict[str, Any]) -> None:
     else:
         line("unreadable", facts["unreadable"])
     line("body", f"{facts['bytes']} bytes, {facts['body_encoding']}")
-    click.echo(_visible(facts["body"]))
+    click.echo(visible(facts["body"]))
 
 
 def _one_line(value: object) -> str:
     return json.dumps(value, default=plain)
-
-
-def _visible(text: str) -> str:
-    """Return a text with everything escaped that could move a cursor or hide something; lines stay lines."""
-    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
 # -- moving

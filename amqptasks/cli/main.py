@@ -25,8 +25,8 @@ ARGUMENTS = "amqptasks.arguments"
 
 #: Each stands in a module of its name, imported when it is asked for: a worker keeps no other command in its memory.
 COMMANDS = (
-    "amqp", "call", "completion", "dead", "doctor", "health", "list", "multi", "purge", "queues", "report", "result",
-    "shell", "worker",
+    "amqp", "call", "completion", "control", "dead", "doctor", "health", "inspect", "list", "multi", "purge",
+    "queues", "report", "result", "shell", "status", "worker",
 )  # fmt: skip
 
 

@@ -112,6 +112,19 @@ MISTAKES: list[tuple[str, int, list[str]]] = [
     ("-A shop shell --ipython --python", 2, ["one of --ipython and --python"]),
     ("-A shop shell --bpython", 2, ["needs a terminal"]),
     ("-A shop queues declare mial", 2, ["no queue 'mial'", "did you mean 'mail'"]),
+    ("inspect", 2, ["which command?", "--list"]),
+    ("inspect pong", 2, ["no inspect command 'pong'", "did you mean 'ping'", "--list"]),
+    ("inspect rate_limit", 2, ["amqptasks control rate_limit"]),
+    ("inspect query_task", 2, ["takes more", "[id1"]),
+    ("inspect ping now", 2, ["'now'", "no arguments"]),
+    ("inspect ping -t 0", 2, ["-t/--timeout", "0"]),
+    ("inspect ping -d ,", 2, ["-d/--destination", "separated by commas"]),
+    ("status now", 2, ["now"]),
+    ("status -t soon", 2, ["-t/--timeout: expected a number, got: 'soon'"]),
+    ("control pool_gorw", 2, ["did you mean 'pool_grow'"]),
+    ("control pool_grow many", 2, ["expected a whole number, got: 'many'"]),
+    ("control rate_limit shop.add", 2, ["takes more", "<task_name> <rate_limit"]),
+    ("control revoke_by_stamped_headers tenant", 2, ["key=value", "'tenant'"]),
     ("completion tcsh", 2, ["'tcsh'", "bash, fish, zsh"]),
     ("completion bsh", 2, ["did you mean 'bash'"]),
     # The broker
@@ -122,6 +135,11 @@ MISTAKES: list[tuple[str, int, list[str]]] = [
     ("-A shop worker --purge", 69, ["no broker could be reached"]),
     ("-A shop worker -D --purge", 69, ["no broker could be reached"]),
     ("-A shop call shop.add", 69, ["guest@127.0.0.1:1"]),
+    ("-A shop status", 69, ["no broker could be reached", "guest@127.0.0.1:1"]),
+    ("-A shop inspect active --json", 69, ["no broker could be reached"]),
+    ("-A shop control heartbeat", 69, ["no broker could be reached"]),
+    ("-A shop control revoke x", 69, ["guest@127.0.0.1:1"]),
+    ("-A shop control shutdown", 69, ["no broker could be reached"]),
 ]
 
 
