@@ -133,7 +133,7 @@ class QueueConsumer:
 
     def stop_consuming(self) -> None:
         """Take no more deliveries; those that are here can still be acked (``basic.cancel``)."""
-        self._wanted = False
+        self._wanted = self._is_consuming = False
         channel, tag, self._consumer_tag = self._channel, self._consumer_tag, None
         if channel is not None and tag is not None and channel.is_open:
             channel.basic_cancel(tag, callback=lambda _frame: self._stopped())
@@ -141,6 +141,25 @@ class QueueConsumer:
     def _stopped(self) -> None:
         if self._is_own and self._channel is not None and self._channel.is_open:
             self._channel.queue_delete(self.queue)
+
+    def resume(self) -> None:
+        """Consume again after `stop_consuming`."""
+        if self._wanted:
+            return
+        self._wanted = True
+        if self._channel is not None and self._channel.is_open:
+            self._qos(self._channel)
+        else:
+            self._begin()
+
+    def end(self) -> None:
+        """Close the channel for good, after `stop_consuming`. What is not settled goes back to the queue."""
+        self.flush()
+        channel = self._channel
+        self._lose("consumed no longer")
+        self._connection = self._declarer = None
+        if channel is not None and channel.is_open:
+            channel.close()
 
     def set_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Consume with these arguments from the next time on."""

@@ -21,6 +21,10 @@ Done = Callable[["OperationalError | None"], None]
 MAX_REMEMBERED = 10_000
 
 
+class Locked(OperationalError):
+    """Another connection has the queue for itself."""
+
+
 class Declarer:
     """Carries out lists of declarations, one after another, for one connection. Belongs to the loop's thread."""
 
@@ -54,6 +58,12 @@ class Declarer:
         self._waiting[key] = (steps, [done])
         if self._step is None:
             self._begin()
+
+    def delete(self, queue: str, key: str) -> None:
+        """Delete a queue that was declared under this key, without waiting for the broker's answer."""
+        self.forget(key)
+        if self._channel is not None and self._channel.is_open:
+            self._channel.queue_delete(queue)
 
     def fail(self, reason: str) -> None:
         """Tell everyone who waits that the connection is gone."""
@@ -113,6 +123,8 @@ class Declarer:
         refusal: OperationalError = OperationalError(f"the broker refused {step.method}: {code} {text}")
         if code == 406:
             refusal = conflict(text, step)
+        elif code == 405:
+            refusal = Locked(str(refusal))
         self._finish(next(iter(self._waiting)), refusal)
 
 

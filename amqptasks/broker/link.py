@@ -321,6 +321,11 @@ class Link:
         return self._endpoint.label
 
     @property
+    def endpoint(self) -> Endpoint:
+        """The endpoint in use or tried next."""
+        return self._endpoint
+
+    @property
     def is_up(self) -> bool:
         """Whether a connection is open now."""
         return self.connection is not None

@@ -21,7 +21,7 @@ from amqptasks.settings import Conf
 from amqptasks.wire.message import EncodedMessage
 from amqptasks.wire.pidbox import reply_exchange, request_exchange
 
-__all__ = ["Mailbox", "MailboxNames", "lock_need", "reply_need", "request_need"]
+__all__ = ["Mailbox", "MailboxNames", "lock_name", "lock_need", "reply_need", "request_need"]
 
 #: Commands that wait for one worker; of more the oldest are dropped by the broker.
 MAX_WAITING: Final = 10_000
@@ -112,10 +112,15 @@ def reply_need(namespace: str) -> Need:
     return Need(f"exchange {name}", lambda _version: (DeclareExchange(name, "direct", durable=False),))
 
 
+def lock_name(namespace: str, hostname: str) -> str:
+    """Return the name of the queue that claims a worker's name: the one that Celery's worker of that name would
+    consume. Nothing is ever in it."""
+    return f"{hostname}.{request_exchange(namespace)}"
+
+
 def lock_need(namespace: str, hostname: str) -> Need:
-    """Return what a worker must be able to declare if no other has its name: the queue that Celery's worker of that
-    name would consume. Nothing is ever in it."""
-    name = f"{hostname}.{request_exchange(namespace)}"
+    """Return what a worker must be able to declare if no other has its name."""
+    name = lock_name(namespace, hostname)
 
     def steps(_version: tuple[int, ...] | None) -> Sequence[Step]:
         # As Celery declares it, so that its worker is refused for the one reason only.

@@ -250,7 +250,14 @@ class Publisher:
     ) -> OperationalError | EncodeError | None:
         # tenacity costs 20 µs a call, so only a send in trouble pays for it.
         try:
-            from tenacity import RetryError, Retrying, retry_if_result, stop_after_attempt, stop_never, wait_incrementing
+            from tenacity import (
+                RetryError,
+                Retrying,
+                retry_if_result,
+                stop_after_attempt,
+                stop_never,
+                wait_incrementing,
+            )
         except OSError as error:
             # A program that may open nothing more cannot read modules either.
             return Interrupted(f"{first}; it cannot be tried again: {error}", written=first.written)

@@ -67,7 +67,7 @@ class Deliveries:
         self.revoked = RevokedTasks(app.conf.task_revokes_max, app.conf.task_revoke_expires)
         self._follow_ups = FollowUps(app, hostname, stores_later=True)
         self.terminations = Terminations(loop, dispatcher)
-        self._ledger = Ledger()
+        self.ledger = Ledger()
         self._events = events
         self._failures = Failures(app, self._follow_ups, events)
         self.time_limits = TimeLimits(app.conf.task_time_limit, app.conf.task_soft_time_limit)
@@ -83,7 +83,7 @@ class Deliveries:
 
     def expect(self, outstanding: int) -> None:
         """Be ready for so many deliveries that come again after a lost connection; 0: any number."""
-        self._ledger.expect(outstanding)
+        self.ledger.expect(outstanding)
 
     def on_delivery(self, delivery: Delivery) -> None:
         """Take a message in."""
@@ -117,7 +117,7 @@ class Deliveries:
         return None
 
     def _begin(self, request: Request) -> None:
-        self._ledger.begin(request)
+        self.ledger.begin(request)
         if self._log_received:
             name = shown_name(request.task_name, request.headers.get("shadow"))
             logger.info("Task %s[%s] received", name, request.id)
@@ -154,7 +154,7 @@ class Deliveries:
         if number == CANCELLED:
             if self._events.enabled:
                 self._events.cancelled(request)
-            self._ledger.forget(request)
+            self.ledger.forget(request)
             return
         self._tell_revoked(request, terminated=True, signum=number)
         self._settlement.settle(
@@ -167,7 +167,7 @@ class Deliveries:
         """End a revoked task that has not begun."""
         logger.info("Discarding revoked task: %s[%s]", request.task_name, request.id)
         self._tell_revoked(request)
-        self._ledger.forget(request)
+        self.ledger.forget(request)
         self._settlement.settle(
             request, self._failures.follow_ups(request, TaskRevokedError("revoked"), REVOKED), request.ack
         )
@@ -184,11 +184,11 @@ class Deliveries:
 
     def _is_known(self, request: Request) -> bool:
         """Whether this attempt is running here, or was finished here and only its ack was lost; then nothing is run."""
-        if self._ledger.is_finished(request.key):
+        if self.ledger.is_finished(request.key):
             logger.info("Task %s[%s] was finished before the connection was lost; acked", request.task_name, request.id)
             request.ack()
             return True
-        running = self._ledger.running(request.key)
+        running = self.ledger.running(request.key)
         if running is None or running.number == 0 or self.terminations.is_cancelled(running):
             return False
         running.delivery = request.delivery
@@ -212,7 +212,7 @@ class Deliveries:
     def _expire(self, request: Request) -> None:
         logger.info("Task %s[%s] has expired", request.task_name, request.id)
         self._tell_revoked(request, expired=True)
-        self._ledger.forget(request)
+        self.ledger.forget(request)
         self._settlement.settle(
             request, self._failures.follow_ups(request, TaskRevokedError("expired"), REVOKED), request.ack
         )
@@ -306,14 +306,14 @@ class Deliveries:
             request.ack()
             self._end(request)
         elif outcome.requeue:
-            self._ledger.forget(request)
+            self.ledger.forget(request)
             request.give_back(has_run=True)
         else:
             self._settlement.bury(request, dead_letters.REJECTED, outcome.reason, lambda: self._end(request))
 
     def _end(self, request: Request) -> None:
         request.ack()
-        self._ledger.end(request)
+        self.ledger.end(request)
 
     def _acks_on_failure(self, request: Request) -> bool:
         return self._acks(request, "acks_on_failure")
@@ -372,12 +372,12 @@ class Deliveries:
         if not begun:
             request.number = 0
             if self._takes_no_more and not request.is_acked:
-                self._ledger.forget(request)
+                self.ledger.forget(request)
                 request.give_back()
             elif request.delivery.is_current or request.is_acked:
                 self._dispatcher.add_first([request])
             else:
-                self._ledger.forget(request)
+                self.ledger.forget(request)
             return
         request.is_done = True
         error = WorkerLostError(f"Worker exited prematurely: {how}.")
@@ -403,7 +403,7 @@ class Deliveries:
         """Try a task again whose child died, as it could have asked for by itself; False if that cannot be had."""
         if request.is_late and not request.delivery.is_current:
             # The broker has given the message back already: another attempt would be one too many.
-            self._ledger.forget(request)
+            self.ledger.forget(request)
             return True
         context = describe(request.to_frame(0), None, self._hostname, self._app.sender.ladder.due)
         if not self._failures.add_body(context, request):
@@ -421,7 +421,7 @@ class Deliveries:
     def _crashed(self, request: Request, error: Exception, how: str) -> None:
         if not request.delivery.is_current:
             # The broker has given the message back already: another copy would be one too many.
-            self._ledger.forget(request)
+            self.ledger.forget(request)
             return
         crashes = request.crashes + 1
         limit = lost.crash_limit(self._app, request)
@@ -449,7 +449,7 @@ class Deliveries:
         for request in self._dispatcher.take_back_all():
             (keep if request.delivery.is_current else stale).append(request)
         for request in stale:
-            self._ledger.forget(request)
+            self.ledger.forget(request)
         for request in keep:
             request.number = 0
         self._dispatcher.add_first(keep)
@@ -457,7 +457,7 @@ class Deliveries:
     def give_back_beyond(self, count: int) -> None:
         """Put the waiting tasks beyond this many back into their queues, for other workers."""
         for request in self._dispatcher.pop_beyond(count):
-            self._ledger.forget(request)
+            self.ledger.forget(request)
             request.give_back()
 
     def abandon(self, why: str) -> None:
@@ -472,5 +472,5 @@ class Deliveries:
         for request in self.rate_limits.take_back():
             request.give_back()
         for request in self._dispatcher.take_back_all():
-            self._ledger.forget(request)
+            self.ledger.forget(request)
             request.give_back()

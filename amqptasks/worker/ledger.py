@@ -5,7 +5,7 @@ A key is the task's id with the number of its retry. Looked at only for deliveri
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from typing import Final
 
 from amqptasks.worker.request import Request
@@ -22,6 +22,8 @@ class Ledger:
     """The running and the recently finished attempts. Belongs to the loop's thread."""
 
     def __init__(self, limit: int = MIN_FINISHED) -> None:
+        #: How many calls were accepted of each task, since the worker has started.
+        self.totals: defaultdict[str, int] = defaultdict(int)
         self._limit = limit
         self._running: dict[Key, Request] = {}
         self._finished: set[Key] = set()
@@ -37,6 +39,7 @@ class Ledger:
     def begin(self, request: Request) -> None:
         """Take note of a task that was accepted."""
         self._running[request.key] = request
+        self.totals[request.task_name] += 1
 
     def end(self, request: Request) -> None:
         """Take note that it was settled. Its ack may still be lost on the way."""

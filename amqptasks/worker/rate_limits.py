@@ -145,6 +145,11 @@ class RateLimits:
         if self._held.pop(request, None) is not None:
             self._begin(request)
 
+    @property
+    def held(self) -> list[Request]:
+        """The tasks held here."""
+        return list(self._held)
+
     def take_back(self) -> list[Request]:
         """Return the tasks held here, which then do not begin."""
         return self.take_out(lambda _each: True)

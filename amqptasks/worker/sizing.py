@@ -81,6 +81,11 @@ class Sizing:
         """How many tasks run at once, for people."""
         return f"{self.concurrency}" if self._bounds is None else f"{self._bounds.least} to {self._bounds.most}"
 
+    @property
+    def bounds(self) -> Bounds | None:
+        """How many tasks run at once at most and at least; None where that does not follow what there is to do."""
+        return None if self._autoscaler is None else self._autoscaler.bounds
+
     # -- size
 
     def grow(self, count: int) -> None:
@@ -148,6 +153,14 @@ class Sizing:
         """Prefetch more while tasks are so short that acks and deliveries take longer than they do."""
         self._is_short = is_short
         self._set_prefetch()
+
+    def queues_changed(self) -> None:
+        """Learn that a queue has come or gone."""
+        self._expect(self._outstanding())
+        for queue, consumer in self._consumers:
+            # One that has come back has what was right when it went.
+            if _can_follow(queue):
+                consumer.set_prefetch(self.prefetch)
 
     def _set_prefetch(self) -> None:
         before, prefetch = self.prefetch, self._rule.count(self.concurrency, self._is_short)

@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqptasks import signals
 from amqptasks.app.app import App
@@ -25,11 +25,12 @@ from amqptasks.broker.link import Backoff, Connection, Link
 from amqptasks.broker.loop import Loop
 from amqptasks.broker.revocations import RevocationReader
 from amqptasks.broker.topology import caution
-from amqptasks.entities import Broadcast, Queue, worker_direct
+from amqptasks.entities import Broadcast, Queue
 from amqptasks.exceptions import ImproperlyConfigured, TopologyConflict
 from amqptasks.logs import parse_level
 from amqptasks.worker.banner import banner
 from amqptasks.worker.chord_tasks import add_chord_tasks
+from amqptasks.worker.consumers import Consumers, chosen_queues
 from amqptasks.worker.deliveries import Deliveries
 from amqptasks.worker.dispatch import Dispatcher
 from amqptasks.worker.events import HEARTBEAT_S, WorkerEvents
@@ -42,6 +43,9 @@ from amqptasks.worker.settlement import Settlement
 from amqptasks.worker.sizing import Sizing
 from amqptasks.worker.stopping import Parts, Stopping
 from amqptasks.worker.storer import Storer
+
+if TYPE_CHECKING:
+    from amqptasks.worker.control.service import ControlService
 
 logger = logging.getLogger("amqptasks.worker")
 
@@ -192,27 +196,35 @@ class Worker:
         self.pool = self._make_pool(events)
         self._deliveries.terminations.terminate = self.pool.terminate
         self._dispatcher.on_limited = Guard(loop, self.pool).watch
-        self.queues = self._select_queues()
-        self._consumers = [self._consumer(queue) for queue in self.queues]
-        #: Those, and the one of the queue that asks for chords to be joined.
-        self._all_consumers = [*self._consumers, self._join_consumer()]
+        self._consumers = Consumers(loop, self._consumer)
+        for queue in chosen_queues(app, self.hostname, self._queue_names):
+            self._consumers.add(queue)
+        self._consumers.all.append(self._join_consumer())
+        self._control = self._make_control()
         self._services = self._make_services()
         self._consume_declarer: Declarer | None = None
         self._publish_declarer: Declarer | None = None
         self._stopping = Stopping(
             Parts(
                 loop, self.hostname, conf, self.pool, (self._storer, self._joins), self._dispatcher, self._deliveries,
-                self._settlement, self._confirms, self._all_consumers, (self._consume_link, self._publish_link),
+                self._settlement, self._confirms, self._consumers.all, (self._consume_link, self._publish_link),
                 self._revocations.stop, self._services,
             )
         )  # fmt: skip
         self.sizing.attach(
-            loop, self.pool, self._dispatcher, list(zip(self.queues, self._consumers, strict=True)),
-            self._deliveries.expect, self._deliveries.give_back_beyond, lambda: self._stopping.has_begun,
+            loop, self.pool, self._dispatcher, self._consumers.pairs, self._deliveries.expect,
+            self._deliveries.give_back_beyond, lambda: self._stopping.has_begun,
         )  # fmt: skip
+        self._consumers.on_change = self.sizing.queues_changed
+
+    @property
+    def queues(self) -> list[Queue]:
+        """The queues that are consumed, as of now."""
+        return [queue for queue, _consumer in self._consumers.pairs]
 
     def _make_services(self) -> tuple[Service, ...]:
-        return (self.events, *self._monitoring())
+        control = () if self._control is None else (self._control,)
+        return (*control, self.events, *self._monitoring())
 
     def _monitoring(self) -> tuple[Service, ...]:
         if self._health_file is None and self._http is None:
@@ -220,10 +232,28 @@ class Worker:
         from amqptasks.worker.monitoring import Observed, monitoring_services
 
         parts = Observed(
-            self.loop, self.hostname, self._consume_link, self._publish_link, lambda: self._consumers, self.pool,
+            self.loop, self.hostname, self._consume_link, self._publish_link, self._consumers.each, self.pool,
             self._dispatcher, self._settlement, self._confirms,
         )  # fmt: skip
         return monitoring_services(parts, self._health_file, self._http)
+
+    def _make_control(self) -> ControlService | None:
+        """Make what answers commands. It is imported here: a worker that answers none need not pay for it."""
+        if not self.app.conf.worker_enable_remote_control:
+            return None
+        from amqptasks.worker.control.service import ControlService
+        from amqptasks.worker.control.state import ControlState
+
+        state = ControlState(
+            self.app, self.hostname, self.loop, self.pool, self.pool_name, self._dispatcher, self._deliveries,
+            self.sizing, self._consumers, self._confirms, self._consume_link, lambda why: self._stopping.warm(why),
+            lambda: self._stopping.has_begun, self.events,
+        )  # fmt: skip
+        return ControlService(state, self._on_name_taken)
+
+    def _on_name_taken(self, why: str) -> None:
+        logger.critical("%s", why)
+        self._stopping.cold("its name is taken")
 
     def _link(
         self, purpose: str, on_up: Callable[[Connection], None], on_down: Callable[[str], None], backoff: Backoff,
@@ -302,16 +332,6 @@ class Worker:
 
         return ThreadPool(self.loop, 1, events, run)
 
-    def _select_queues(self) -> list[Queue]:
-        routing = self.app.sender.routing
-        names = routing.queues if self._queue_names is None else self._queue_names
-        # A name and its alias are one queue.
-        queues = {queue.name: queue for queue in map(routing.queue, names)}
-        if self.app.conf.worker_direct:
-            direct = worker_direct(self.hostname)
-            queues.setdefault(direct.name, direct)
-        return list(queues.values())
-
     def _consumer(self, queue: Queue) -> QueueConsumer:
         return QueueConsumer(
             self.loop, queue.name, prefetch=self.sizing.prefetch_of(queue),
@@ -360,22 +380,27 @@ class Worker:
         if why := caution(self._consume_link.version):
             logger.warning("%s", why)
         self._consume_declarer = Declarer(connection)
-        # Nothing is consumed before it is known what was revoked.
-        self._revocations.up(connection, self._consume_declarer, self._consume_link.version, self._consume_queues)
+        # Nothing is consumed before it is known what was revoked, and that the name is this worker's.
+        self._revocations.up(connection, self._consume_declarer, self._consume_link.version, self._claim_name)
+
+    def _claim_name(self) -> None:
+        connection, declarer = self._consume_link.connection, self._consume_declarer
+        if self._control is None:
+            self._consume_queues()
+        elif connection is not None and declarer is not None and not self._stopping.has_begun:
+            self._control.claim(connection, declarer, self._consume_link.version, self._consume_queues)
 
     def _consume_queues(self) -> None:
         connection, declarer = self._consume_link.connection, self._consume_declarer
         if connection is not None and declarer is not None and not self._stopping.has_begun:
             for service in self._services:
                 service.up(connection, declarer, self._consume_link.version)
-            for consumer in self._all_consumers:
-                consumer.up(connection, declarer, self._consume_link.version)
+            self._consumers.up(connection, declarer, self._consume_link.version)
 
     def _consume_down(self, reason: str) -> None:
         logger.warning("Lost the consuming connection: %s. Running tasks go on; connecting again.", reason)
         self._revocations.down(reason)
-        for consumer in self._all_consumers:
-            consumer.down(reason)
+        self._consumers.down(reason)
         for service in self._services:
             service.down(reason)
         if self.app.conf.worker_cancel_long_running_tasks_on_connection_loss:
@@ -397,7 +422,7 @@ class Worker:
         self._stopping.cold("results cannot be stored")
 
     def _on_consuming(self, _consumer: QueueConsumer) -> None:
-        if not self._ready and all(each.is_consuming for each in self._consumers):
+        if not self._ready and self._consumers.are_consuming:
             self._ready = True
             logger.info("%s ready.", self.hostname)
             if not logger.isEnabledFor(logging.INFO) and not self._quiet and sys.__stdout__:

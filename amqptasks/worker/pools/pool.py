@@ -66,6 +66,8 @@ class Pool(ABC):
     can_kill = False
     #: Whether its size can be changed.
     can_resize = False
+    #: Whether what runs its tasks can be replaced.
+    can_restart = False
 
     def __init__(self, loop: Loop, size: int, events: PoolEvents, run: Run) -> None:
         self.loop = loop
@@ -136,8 +138,19 @@ class Pool(ABC):
     def _leave(self, slot: Slot) -> None:
         """Let a slot go that is to leave, once it has nothing to do."""
         if not slot.assigned and slot in self.slots:
-            self.slots.remove(slot)
+            if not slot.is_replaced:
+                self.slots.remove(slot)
             slot.close()
+
+    def restart(self) -> None:
+        """Replace every slot: idle ones at once, and of the busy ones each after its task."""
+        for slot in list(self.slots):
+            if slot.is_leaving:
+                continue
+            slot.is_leaving = slot.is_replaced = slot.is_retiring = True
+            for request in reversed(slot.take_back()):
+                self._events.on_lost(request, False, "the pool is restarted")
+            self._leave(slot)
 
     # -- what slots report
 
@@ -182,7 +195,7 @@ class Pool(ABC):
         slot.is_retiring = True
         left = slot.abandon()
         slot.close()
-        if self.is_stopping or slot.is_leaving:
+        if self.is_stopping or (slot.is_leaving and not slot.is_replaced):
             self.slots.remove(slot)
         else:
             self._replace(slot)
@@ -200,8 +213,11 @@ class Pool(ABC):
         begun, _started = slot.begun()
         left = slot.abandon()
         slot.close()
-        if self.is_stopping or slot.is_leaving:
+        if self.is_stopping or (slot.is_leaving and not slot.is_replaced):
             self.slots.remove(slot)
+        elif slot.is_replaced:
+            logger.info("%s ended (%s): the pool is restarted", slot.name, how)
+            self._replace(slot)
         elif not begun and time.monotonic() - slot.born < QUICK_DEATH_S:
             # It did not live to see a task: whatever kills it would kill the next one at once, and so on for ever.
             logger.error("%s ended right after its start (%s); trying again in %g s", slot.name, how, RESPAWN_S)

@@ -47,6 +47,7 @@ class PreforkPool(Pool):
 
     can_kill = True
     can_resize = True
+    can_restart = True
     close_in_child: Callable[[], None] | None = None
     nodename: str | None = None
     runs_tasks = True

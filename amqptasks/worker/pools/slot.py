@@ -151,7 +151,8 @@ class Slot:
     Attributes:
         is_shared: Many tasks run in it at once: ``places`` of them. See `pools/asyncio_pool.py`.
         index: Its place in the pool; its name counts from 1.
-        is_leaving: It is not replaced when it ends, for the pool is to be smaller.
+        is_leaving: It ends once it has nothing to do. It is not replaced then, for the pool is to be smaller,
+        is_replaced: or it is, for the pool is restarted.
         timed_out: The task because of whose hard limit, in seconds, it is being ended.
     """
 
@@ -159,6 +160,7 @@ class Slot:
     places = 1
     index = 0
     is_leaving = False
+    is_replaced = False
 
     def __init__(self, loop: Loop, owner: SlotOwner, sock: socket.socket, mark: Mark, gate: Any, name: str) -> None:
         self.name = name
@@ -190,6 +192,11 @@ class Slot:
     def is_open(self) -> bool:
         """Whether tasks can be sent to it."""
         return self._is_open and not self.is_retiring
+
+    @property
+    def written(self) -> int:
+        """How many tasks were sent to it."""
+        return self._number
 
     def assign(self, request: Request) -> None:
         """Send a task; what is assigned in one turn of the loop leaves together."""

@@ -1,0 +1,69 @@
+"""What commands can see and change of a worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from amqptasks.app.app import App
+from amqptasks.broker.confirms import ConfirmChannel
+from amqptasks.broker.link import Link
+from amqptasks.broker.loop import Loop
+from amqptasks.worker.consumers import Consumers
+from amqptasks.worker.deliveries import Deliveries
+from amqptasks.worker.dispatch import Dispatcher
+from amqptasks.worker.pools.pool import Pool
+from amqptasks.worker.sizing import Sizing
+
+__all__ = ["ControlState", "EventSwitch"]
+
+
+class EventSwitch(Protocol):
+    """What commands ask of the worker's events."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether tasks are told of."""
+
+    def enable(self) -> Any:
+        """Tell of tasks from now on."""
+
+    def disable(self) -> Any:
+        """Tell of tasks no longer."""
+
+    def heartbeat(self) -> None:
+        """Send a heartbeat now."""
+
+
+@dataclass(slots=True, eq=False)
+class ControlState:
+    """The first argument of every command. Belongs to the loop's thread.
+
+    Your own commands may rely on ``app``, ``hostname``, ``sizing`` (how many tasks run at once) and ``loop``; the rest
+    may change from one version to the next.
+
+    Attributes:
+        stop: Begins a warm stop; the text says why.
+        events: Those of the worker; None where it has none.
+        is_stopping: Whether the worker is about to end.
+    """
+
+    app: App
+    hostname: str
+    loop: Loop
+    pool: Pool
+    pool_name: str
+    dispatcher: Dispatcher
+    deliveries: Deliveries
+    sizing: Sizing
+    consumers: Consumers
+    confirms: ConfirmChannel
+    link: Link
+    stop: Callable[[str], None]
+    is_stopping: Callable[[], bool]
+    events: EventSwitch | None = None
+    started_at: float = field(default_factory=time.monotonic)
+    #: What commands keep between calls, by names of their own.
+    memory: dict[str, Any] = field(default_factory=dict)
