@@ -25,9 +25,25 @@ ARGUMENTS = "amqptasks.arguments"
 
 #: Each stands in a module of its name, imported when it is asked for: a worker keeps no other command in its memory.
 COMMANDS = (
-    "amqp", "call", "completion", "control", "dead", "doctor", "health", "inspect", "list", "multi", "purge",
-    "queues", "report", "result", "shell", "status", "worker",
-)  # fmt: skip
+    "amqp",
+    "call",
+    "completion",
+    "control",
+    "dead",
+    "doctor",
+    "health",
+    "inspect",
+    "list",
+    "migrate",
+    "multi",
+    "purge",
+    "queues",
+    "report",
+    "result",
+    "shell",
+    "status",
+    "worker",
+)
 
 
 class Root(Group):
