@@ -29,7 +29,6 @@ from amqptasks.wire.reprs import shown_name
 from amqptasks.wire.revocation import Revocation
 from amqptasks.worker import dead_letters, lost
 from amqptasks.worker.dispatch import Dispatcher
-from amqptasks.worker.events import WorkerEvents
 from amqptasks.worker.executor import describe
 from amqptasks.worker.failures import Failures
 from amqptasks.worker.follow_ups import FollowUps
@@ -40,6 +39,7 @@ from amqptasks.worker.pools.slot import Slot
 from amqptasks.worker.rate_limits import RateLimits, rates_of
 from amqptasks.worker.request import Request
 from amqptasks.worker.revoked import RevokedTasks, names
+from amqptasks.worker.services import TaskWatcher
 from amqptasks.worker.settlement import Settlement
 from amqptasks.worker.terminations import CANCELLED, Terminations
 from amqptasks.worker.time_limits import TimeLimits
@@ -52,7 +52,7 @@ class Deliveries:
 
     def __init__(
         self, app: App, hostname: str, loop: Loop, dispatcher: Dispatcher, settlement: Settlement, max_held: int,
-        events: WorkerEvents,
+        events: TaskWatcher,
     ) -> None:  # fmt: skip
         self._app = app
         self._conf = app.conf

@@ -18,11 +18,11 @@ from amqptasks.wire.binding import SIGNED_TYPE
 from amqptasks.wire.reprs import printable
 from amqptasks.wire.serializers import accepted
 from amqptasks.wire.task import TaskBody, read_body
-from amqptasks.worker.events import WorkerEvents
 from amqptasks.worker.follow_ups import FollowUps, wants_result
 from amqptasks.worker.intake import context_of
 from amqptasks.worker.outcome import Next
 from amqptasks.worker.request import Request
+from amqptasks.worker.services import TaskWatcher
 from amqptasks.worker.time_limits import tell_timeout
 
 logger = logging.getLogger(TASK_LOGGER + ".trace.worker")
@@ -36,7 +36,7 @@ class Failures:
         events: Tells of each of them.
     """
 
-    def __init__(self, app: App, follow_ups: FollowUps, events: WorkerEvents) -> None:
+    def __init__(self, app: App, follow_ups: FollowUps, events: TaskWatcher) -> None:
         self._app = app
         self._follow_ups = follow_ups
         self._events = events

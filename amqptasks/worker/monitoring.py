@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from amqptasks.worker.pools.pool import Pool
     from amqptasks.worker.services import Service
     from amqptasks.worker.settlement import Settlement
+    from amqptasks.worker.task_counts import TaskCounts
 
 __all__ = ["Observed", "monitoring_services"]
 
@@ -44,6 +45,8 @@ class Observed:
     dispatcher: Dispatcher
     settlement: Settlement
     confirms: ConfirmChannel
+    #: Where tasks are counted: there, if there are pages.
+    counts: TaskCounts | None
 
 
 def monitoring_services(parts: Observed, path: str | None, address: tuple[str, int] | None) -> tuple[Service, ...]:
@@ -88,13 +91,16 @@ class Pages:
 
     def _of_tasks(self) -> list[Family]:
         parts, worker = self._parts, self._parts.hostname
+        assigned = parts.dispatcher.assigned()
+        counted = [] if parts.counts is None else parts.counts.families(assigned)
         running, prefetched = 0, Counter(request.task_name for request in parts.dispatcher.waiting)
-        for slot, request in parts.dispatcher.assigned():
+        for slot, request in assigned:
             if slot.started(request) is None:
                 prefetched[request.task_name] += 1
             else:
                 running += 1
         return [
+            *counted,
             Family(
                 "flower_worker_prefetched_tasks", "gauge", "Number of tasks of given type prefetched at a worker",
                 ("worker", "task"), {(worker, task): count for task, count in prefetched.items()},

@@ -17,12 +17,16 @@ class Request:
         is_done: An outcome came in; nothing else may settle it.
         number: Its place in its slot's sequence; 0 while it waits.
         telling: How far its events have been told: not at all, that it was received, that it has started.
+        received_at, is_counted: When it came, and whether its start was counted. Only there where tasks are counted.
     """
 
     __slots__ = (
-        "delivery", "expires_at", "headers", "id", "is_acked", "is_done", "is_late", "limits", "number", "pending",
-        "task", "task_name", "telling",
+        "delivery", "expires_at", "headers", "id", "is_acked", "is_counted", "is_done", "is_late", "limits", "number",
+        "pending", "received_at", "task", "task_name", "telling",
     )  # fmt: skip
+
+    received_at: float
+    is_counted: bool
 
     def __init__(
         self, delivery: Delivery, task_id: str, task_name: str, task: Any, headers: Mapping[str, Any], is_late: bool,

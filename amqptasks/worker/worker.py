@@ -46,6 +46,7 @@ from amqptasks.worker.storer import Storer
 
 if TYPE_CHECKING:
     from amqptasks.worker.control.service import ControlService
+    from amqptasks.worker.task_counts import TaskCounts
 
 logger = logging.getLogger("amqptasks.worker")
 
@@ -174,8 +175,9 @@ class Worker:
         self.events = WorkerEvents(app, self.hostname, loop, self._confirms, self._dispatcher, self._heartbeat_s)
         # Tasks held back by their rates never take more than a part of the prefetch window from the others.
         max_held = max(1, (self.sizing.prefetch or MAX_HELD * 4) // 4)
+        self._counts = None if self._http is None else self._make_counts()
         self._deliveries = Deliveries(
-            app, self.hostname, loop, self._dispatcher, self._settlement, max_held, self.events
+            app, self.hostname, loop, self._dispatcher, self._settlement, max_held, self._counts or self.events
         )  # fmt: skip
         self._joins = Joins(
             lambda events, run: self._make_helping_pool(events, run, "Joiner", runs_tasks=True), self._executor.run,
@@ -226,6 +228,11 @@ class Worker:
         control = () if self._control is None else (self._control,)
         return (*control, self.events, *self._monitoring())
 
+    def _make_counts(self) -> TaskCounts:
+        from amqptasks.worker.task_counts import TaskCounts
+
+        return TaskCounts(self.events, self.hostname)
+
     def _monitoring(self) -> tuple[Service, ...]:
         if self._health_file is None and self._http is None:
             return ()
@@ -233,7 +240,7 @@ class Worker:
 
         parts = Observed(
             self.loop, self.hostname, self._consume_link, self._publish_link, self._consumers.each, self.pool,
-            self._dispatcher, self._settlement, self._confirms,
+            self._dispatcher, self._settlement, self._confirms, self._counts,
         )  # fmt: skip
         return monitoring_services(parts, self._health_file, self._http)
 

@@ -9,15 +9,17 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import flower.events
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from amqptasks.worker.task_counts import TaskCounts
 from tests.command import Shell
 from tests.proxy import Proxy
 from tests.running import Workshop
-from tests.support import WorkerProcess, eventually
+from tests.support import ROOT, WorkerProcess, eventually
 
 SOURCE = """
 @app.task
@@ -27,6 +29,11 @@ def add(x, y):
 @app.task
 def fail():
     raise KeyError("why")
+
+@app.task(bind=True, max_retries=3)
+def again(self):
+    if not self.request.retries:
+        raise self.retry(countdown=0)
 
 @app.task
 def stand(name):
@@ -205,6 +212,68 @@ def test_the_worker_is_counted(watched: Watched) -> None:
     shop.app.send_task("no.such.task").get(timeout=20, propagate=False)
     eventually(lambda: watched.metrics().get("amqptasks_dead_letters_total") == {("unknown-task",): 1}, 20)
     eventually(lambda: watched.metrics()["amqptasks_unsettled_tasks"] == {(): 0}, 20)
+
+
+def test_what_becomes_of_tasks_is_counted_under_flowers_names(tmp_path: Path, broker_url: str) -> None:
+    with Proxy(broker_url) as proxy, Workshop(tmp_path, broker_url, SOURCE) as shop:
+        # Given a worker that sends no events / When tasks succeed, fail, are tried again, expire, and are not known
+        watched = Watched(shop, proxy, tmp_path)
+        is_fit(watched)
+        for _ in range(3):
+            assert shop.tasks.add.delay(1, 2).get(timeout=20) == 3
+        gone = shop.tasks.add.apply_async((1, 2), expires=-1)
+        unknown = shop.app.send_task("no.such." + "x" * 50)
+        for result in (shop.tasks.fail.delay(), shop.tasks.again.delay(), gone, unknown):
+            result.get(timeout=20, propagate=False)
+        # Then each is counted
+        names = {task: f"{shop.project.name}.{task}" for task in ("add", "fail", "again")}
+        expected = {
+            ("task-received", "add"): 3, ("task-started", "add"): 3, ("task-succeeded", "add"): 3,
+            ("task-revoked", "add"): 1, ("task-received", "fail"): 1, ("task-started", "fail"): 1,
+            ("task-failed", "fail"): 1, ("task-received", "again"): 2, ("task-started", "again"): 2,
+            ("task-retried", "again"): 1, ("task-succeeded", "again"): 1, ("task-failed", ""): 1,
+        }  # fmt: skip
+
+        def look() -> dict[str, dict[tuple[str, ...], float]]:
+            found = watched.metrics()
+            assert found["flower_events_total"] == {
+                (watched.node, kind, names.get(task, "")): count for (kind, task), count in expected.items()
+            }
+            return found
+
+        found = eventually(look, 20)
+        assert found["flower_task_runtime_seconds_count"] == {
+            (watched.node, names["add"]): 3, (watched.node, names["again"]): 1,
+        }  # fmt: skip
+        assert found["flower_task_runtime_seconds_bucket"][watched.node, names["add"], "+Inf"] == 3
+        assert found["flower_task_prefetch_time_seconds"] == {(watched.node, name): 0 for name in names.values()}
+        # When a task runs that had to wait / Then it is said for how long
+        gate = shop.gate()
+        before = shop.tasks.stand.delay(gate.name)
+        behind = shop.gate("behind")
+        shop.tasks.stand.delay(behind.name)
+        gate.reached()
+        gate.open()
+        before.get(timeout=20)
+        behind.reached()
+        waited = watched.metrics()["flower_task_prefetch_time_seconds"][watched.node, f"{shop.project.name}.stand"]
+        assert waited > 0
+        behind.open()
+
+
+def test_the_metrics_have_flowers_names_labels_and_kinds() -> None:
+    # Given Flower's own metrics and ours, of the same kinds / Then each of theirs is there, with its kind and labels
+    theirs = vars(flower.events.get_prometheus_metrics()).values()
+    counts = TaskCounts(cast(Any, None), "w1")
+    page = ROOT / "amqptasks" / "worker" / "monitoring.py"
+    ours = {each.name: (each.kind, each.labels) for each in counts.families(())}
+    for metric in theirs:
+        name = metric._name + ("_total" if metric._type == "counter" else "")
+        if name in ours:
+            assert ours[name] == (metric._type, tuple(metric._labelnames))
+        else:
+            assert f'"{name}", "{metric._type}"' in page.read_text()
+    assert len(list(theirs)) == 6
 
 
 def test_a_worker_that_stops_says_so_to_the_end(tmp_path: Path, broker_url: str, shell: Shell) -> None:
