@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,6 +19,8 @@ from amqptasks.worker.prefetching import prefetching
 
 #: The pools whose size can be changed while they run.
 RESIZABLE: Final = ("prefork", "threads")
+#: How many tasks the asyncio pool runs at once, where it is not said.
+ASYNCIO_PLACES: Final = 100
 
 
 class Sizing:
@@ -192,3 +195,20 @@ def _fixed(pool: str) -> str:
             "ever have with --concurrency"
         )
     return f"the {pool} pool has a fixed size: expected the pool to be one of {', '.join(RESIZABLE)}"
+
+
+def concurrency_of(pool: str, wanted: int | str | None) -> int:
+    """Return how many tasks a kind of pool runs at once: so many as are wanted, else what suits it."""
+    if pool == "solo":
+        return 1
+    if wanted and wanted != "auto":
+        return int(wanted)
+    return ASYNCIO_PLACES if pool == "asyncio" else _cores()
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0)) or 1
+    except AttributeError:
+        # Only Linux tells which cores this process may use.
+        return os.cpu_count() or 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +39,7 @@ from amqptasks.worker.pools.guard import Guard
 from amqptasks.worker.pools.pool import Pool, PoolEvents, Run
 from amqptasks.worker.services import Service
 from amqptasks.worker.settlement import Settlement
-from amqptasks.worker.sizing import Sizing
+from amqptasks.worker.sizing import Sizing, concurrency_of
 from amqptasks.worker.stopping import Parts, Stopping
 from amqptasks.worker.storer import Storer
 
@@ -59,8 +58,6 @@ REPLAY_S = 5.0
 #: Chords that a worker takes to join before those at hand are.
 JOINS_AHEAD = 2
 POOLS = ("asyncio", "prefork", "solo", "threads")
-#: How many tasks the asyncio pool runs at once, where it is not said.
-ASYNCIO_PLACES = 100
 
 
 class Worker:
@@ -112,7 +109,9 @@ class Worker:
         if self.pool_name not in POOLS:
             raise ImproperlyConfigured(f"expected the pool to be one of {', '.join(POOLS)}, got: {self.pool_name!r}")
         wanted = concurrency or conf.worker_concurrency
-        self.sizing = Sizing(conf, self.pool_name, _concurrency(self.pool_name, wanted), prefetch_multiplier, autoscale)
+        self.sizing = Sizing(
+            conf, self.pool_name, concurrency_of(self.pool_name, wanted), prefetch_multiplier, autoscale
+        )
         self._settlement_limit: int = conf.worker_settlement_limit
         self._queue_names = None if queues is None else list(queues)
         self._quiet = quiet
@@ -488,19 +487,3 @@ def node_name(given: str | None) -> str:
     for letter, value in (("%h", host), ("%n", name), ("%d", domain)):
         text = text.replace(letter, value)
     return text if "@" in text else f"{text}@{host}"
-
-
-def _concurrency(pool: str, wanted: int | str | None) -> int:
-    if pool == "solo":
-        return 1
-    if wanted and wanted != "auto":
-        return int(wanted)
-    return ASYNCIO_PLACES if pool == "asyncio" else _cores()
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0)) or 1
-    except AttributeError:
-        # Only Linux tells which cores this process may use.
-        return os.cpu_count() or 1
