@@ -382,6 +382,13 @@ _RESULTS: Final = (
     _S("result_exchange", text(), "celeryresults", "Results go straight to the caller's queue.", "never"),
     _S("result_exchange_type", text(), "direct", "Results go straight to the caller's queue.", "never"),
     _S(
+        "chord_join",
+        one_of("broker", "store"),
+        "broker",
+        "Who counts a chord's parts: RabbitMQ, or the result store as in Celery, whose workers may then run them too.",
+        ours="new",
+    ),
+    _S(
         "result_chord_join_timeout",
         seconds(),
         3.0,
@@ -392,7 +399,7 @@ _RESULTS: Final = (
         "result_chord_retry_interval",
         seconds(),
         1.0,
-        "Seconds between two looks of `celery.chord_unlock`, for chords of Celery's programs. Ours RabbitMQ counts.",
+        "Seconds between two looks of `celery.chord_unlock`, where the store cannot count a chord's parts.",
     ),
     _S(
         "result_backend_always_retry",

@@ -10,7 +10,7 @@ import os
 import socket
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone, tzinfo
 from functools import cached_property
 from types import TracebackType
@@ -34,7 +34,7 @@ from amqptasks.signals import Signal
 from amqptasks.wire.serializers import Limits
 
 if TYPE_CHECKING:
-    from amqptasks.app.chords import ChordStart
+    from amqptasks.app.chords import HeaderBlock
     from amqptasks.app.control import Control
 
     # At run time these come in when they are first used: a program that only defines tasks should not pay for pika.
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from amqptasks.broker.loop import LoopThread
     from amqptasks.broker.parameters import Endpoint
     from amqptasks.broker.publisher import Publisher
+    from amqptasks.results.handles import GroupResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -281,12 +282,18 @@ class App(TaskHome, AsyncSending, Watching):
         return self.sender.bulk()
 
     def begin_chord(
-        self, chord_id: str, size: int, body: Any, root_id: str | None, expires_s: float | None
-    ) -> ChordStart:
-        """Open a block that sends the header of a chord; see `ChordStart`. What a chord's ``apply_async`` does."""
+        self, header: GroupResult, parts: Sequence[Any], body: Any, root_id: str | None, expires_s: float | None,
+        polling: Mapping[str, Any],
+    ) -> HeaderBlock:  # fmt: skip
+        """Open a block that sends the header of a chord; see `ChordStart` and `StoredStart`. What a chord's
+        ``apply_async`` does."""
+        if self.conf.chord_join == "store":
+            from amqptasks.app.stored_chords import StoredStart
+
+            return StoredStart(self.sender, self.backend, header, parts, body, polling)
         from amqptasks.app.chords import ChordStart
 
-        return ChordStart(self.sender, chord_id, size, body, root_id, expires_s)
+        return ChordStart(self.sender, str(header.id), parts, body, root_id, expires_s)
 
     def signature(self, *args: Any, **options: Any) -> Signature:
         """Make a signature of a task, its name, or a dict, bound to this app."""

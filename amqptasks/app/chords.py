@@ -1,19 +1,20 @@
 """Starting a chord: first its collector, with the manifest in it, and the sweep that looks after it; then its header.
 
 In that order, and confirmed: a part that ends must find the collector there. Where what is sent is only collected, for
-a worker's parent to publish, the order is kept by putting both into one `CollectedChord`.
+a worker's parent to publish, the order is kept by putting both into one `CollectedChord`. Chords whose parts a result
+store counts are begun in `app/stored_chords.py`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final
 
 from amqptasks.app import context
-from amqptasks.app.gathering import Bulk, Collected, CollectedChord, Collector, current_bulk, current_collector
+from amqptasks.app.gathering import Collected, CollectedChord, Collector, Held, current_collector
 from amqptasks.app.options import first, policy_of
 from amqptasks.app.plans import Plan
 from amqptasks.app.sender import Sender
@@ -32,7 +33,7 @@ from amqptasks.wire.chord import (
     encode_manifest,
 )
 
-__all__ = ["FIRST_SWEEP_S", "ChordStart", "add_parts", "chord_expires_s", "poke"]
+__all__ = ["FIRST_SWEEP_S", "ChordStart", "HeaderBlock", "add_parts", "address", "beginning", "chord_expires_s", "poke"]
 
 #: How long a chord is first left alone, seconds.
 FIRST_SWEEP_S: Final = 60.0
@@ -40,88 +41,128 @@ FIRST_SWEEP_S: Final = 60.0
 DEFAULT_EXPIRES_S: Final = 86400.0
 
 
-class ChordStart(AbstractContextManager[None]):
-    """A block that sends the header of a chord. What the parts need is there before the first of them is sent.
+class HeaderBlock(AbstractContextManager[None]):
+    """A block that sends the header of a chord, whatever counts its parts.
 
-    Args:
-        chord_id: The header's id.
-        size: How many parts there are.
-        body: The call to make with their results; frozen.
-        expires_s: How long the chord may take; as the settings say without.
-
-    Raises:
-        OperationalError: On entering: the broker did not take the manifest, nothing of the header was sent. At the
-            end: it did not take all of the header; `BulkError` names what is missing.
+    Everything is made before anything is sent: a chord of which one call cannot be made leaves nothing behind. Chords
+    in the header of another are sent with it.
     """
 
-    def __init__(
-        self, sender: Sender, chord_id: str, size: int, body: Any, root_id: str | None, expires_s: float | None
-    ) -> None:  # fmt: skip
+    def __init__(self, sender: Sender) -> None:
         self._sender = sender
-        self._expires_s = chord_expires_s(sender.conf, expires_s)
-        collector = collector_name(sender.conf.task_queue_prefix, chord_id)
-        running = context.current()
-        if root_id is None and running is not None:
-            root_id = running.request.root_id or running.request.id
-        self._queues = _address(sender, body)
-        until = time.time() + self._expires_s
-        self._manifest = Manifest(collector, size, body, chord_id, until, root_id)
-        self._bulk: Bulk | None = None
-        self._outer: Collector | None = None
-        self._inner: Collector | None = None
+        self._held: Held | None = None
 
     def __enter__(self) -> None:
-        self._outer = current_collector.get()
-        if self._outer is not None:
-            self._inner = Collector(self._outer.reply_to)
-            self._inner.__enter__()
+        self._prepare()
+        if current_collector.get() is not None:
+            self._collect()
             return
-        self._open()
-        self._bulk = self._sender.bulk()
-        self._bulk.__enter__()
+        # Its block, or that of the chord whose header this one stands in.
+        self._own = self._sender.holding()
+        self._held = self._own.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bulk is not None:
-            self._bulk.__exit__(kind, error, trace)
+        if self._held is None:
+            self._collected(kind, error, trace)
+            return
+        if error is None:
+            self._held.before(self._open)
+        self._own.__exit__(kind, error, trace)
+
+    def _prepare(self) -> None:
+        """Make what goes before the header."""
+
+    def _open(self) -> None:
+        """Do what must be done before anything of the header is sent."""
+
+    def _collect(self) -> None:
+        """Begin where messages are made instead of sent."""
+
+    def _collected(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End there."""
+
+
+class ChordStart(HeaderBlock):
+    """A block that sends the header of a chord whose parts RabbitMQ counts. What they need is there before the first of
+    them is sent.
+
+    Args:
+        chord_id: The header's id.
+        parts: The calls that count; each gets its mark.
+        body: The call to make with their results; frozen.
+        expires_s: How long the chord may take; as the settings say without.
+
+    Raises:
+        EncodeError: On entering: the body cannot be serialized.
+        OperationalError: At the end: the broker did not take the manifest, and nothing of the header was sent; or it
+            did not take all of the header, and `BulkError` names what is missing.
+    """
+
+    def __init__(
+        self, sender: Sender, chord_id: str, parts: Sequence[Any], body: Any, root_id: str | None,
+        expires_s: float | None,
+    ) -> None:  # fmt: skip
+        super().__init__(sender)
+        self._expires_s = chord_expires_s(sender.conf, expires_s)
+        collector = collector_name(sender.conf.task_queue_prefix, chord_id)
+        for index, part in enumerate(parts):
+            part.options["chord"] = Mark(collector, len(parts), index).to_plain()
+        running = context.current()
+        if root_id is None and running is not None:
+            root_id = running.request.root_id or running.request.id
+        self._queues = address(sender, body)
+        until = time.time() + self._expires_s
+        self._manifest = Manifest(collector, len(parts), body, chord_id, until, root_id)
+        self._outer: Collector | None = None
+        self._inner: Collector | None = None
+
+    def _prepare(self) -> None:
+        encoded = encode_manifest(self._manifest, self._sender.conf.task_serializer)
+        wait_s = min(FIRST_SWEEP_S, self._expires_s)
+        self._first = (
+            Collected(encoded, tuple(queue.name for queue in self._queues), None),
+            _join_call(self._sender, self._manifest.collector, sweep_in_s=wait_s),
+        )
+
+    def _collect(self) -> None:
+        self._outer = current_collector.get()
+        assert self._outer is not None
+        self._inner = Collector(self._outer.reply_to)
+        self._inner.__enter__()
+
+    def _collected(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._inner is not None and self._outer is not None:
             self._inner.__exit__(kind, error, trace)
             if error is None:
-                manifest, sweep = self._messages()
-                start = CollectedChord(self._manifest.collector, self._expires_s, manifest, sweep, self._inner.messages)
+                start = CollectedChord(
+                    self._manifest.collector, self._expires_s, *self._first, self._inner.messages
+                )  # fmt: skip
                 self._outer.messages.append(start)
-
-    def _messages(self) -> tuple[Collected, Collected]:
-        conf = self._sender.conf
-        encoded = encode_manifest(self._manifest, conf.task_serializer)
-        names = tuple(queue.name for queue in self._queues)
-        wait_s = min(FIRST_SWEEP_S, self._expires_s)
-        return Collected(encoded, names, None), _join_call(self._sender, self._manifest.collector, sweep_in_s=wait_s)
 
     def _open(self) -> None:
         """Declare the collector and put the manifest and the first sweep where they belong, confirmed."""
         sender, conf = self._sender, self._sender.conf
-        manifest, sweep = self._messages()
+        manifest, sweep = self._first
         policy = policy_of(conf)
         join = join_queue_name(conf.task_queue_prefix)
         needs = (
             collector_need(self._manifest.collector, self._expires_s), *map(sender.sending_need, self._queues),
         )  # fmt: skip
         sweep_needs: tuple[Need, ...] = (sender.need(join_queue(join)), *sender.delay_needs(join))
-        # Outside of any bulk block: these must be confirmed now.
-        token = current_bulk.set(None)
-        try:
-            publisher = sender.publisher
-            deadline = time.monotonic() + policy.timeout_s
-            sendings = [
-                publisher.submit(manifest.message, needs, policy), publisher.submit(sweep.message, sweep_needs, policy),
-            ]  # fmt: skip
-            if conf.broker_publish_confirm:
-                for sending in sendings:
-                    publisher.finish(sending, deadline)
-        finally:
-            current_bulk.reset(token)
+        publisher = sender.publisher
+        deadline = time.monotonic() + policy.timeout_s
+        sendings = [
+            publisher.submit(manifest.message, needs, policy), publisher.submit(sweep.message, sweep_needs, policy),
+        ]  # fmt: skip
+        if conf.broker_publish_confirm:
+            for sending in sendings:
+                publisher.finish(sending, deadline)
 
 
 def add_parts(sender: Sender, mark: Mark, keys: Iterable[str]) -> None:
@@ -181,7 +222,7 @@ def chord_expires_s(conf: Any, given: Any) -> float:
     return float(seconds)
 
 
-def _address(sender: Sender, body: Any) -> list[Queue]:
+def address(sender: Sender, body: Any) -> list[Queue]:
     """Write into the calls that begin a body where they go and how: whoever joins the chord may be of another app.
 
     Returns the queues that they need.

@@ -1,5 +1,5 @@
-"""Blocks of code whose sends are gathered: to share their confirms (`Bulk`), or to be kept instead of sent
-(`Collector`).
+"""Blocks of code whose sends are gathered: to share their confirms (`Bulk`), to leave together (`Held`), or to be kept
+instead of sent (`Collector`).
 
 `app/sender.py` makes the blocks and asks in each send whether it stands in one.
 """
@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 #: Waits for the confirms of (task id, task name, sending) and returns the errors by task id.
 FinishAll = Callable[[list[tuple[str, str, "Sending"]], "float | None"], dict[str, BaseException]]
+
+
+class Letter(NamedTuple):
+    """A message that is ready to be handed over.
+
+    Attributes:
+        submit: Does it.
+    """
+
+    task_id: str
+    name: str
+    submit: Callable[[], Sending]
+    is_mandatory: bool
 
 
 class Bulk:
@@ -46,6 +59,10 @@ class Bulk:
             return outer
         self._token = current_bulk.set(self)
         return self
+
+    def take(self, letter: Letter) -> None:
+        """Hand a message over, and take note of it."""
+        self.add(letter.task_id, letter.name, letter.submit(), is_mandatory=letter.is_mandatory)
 
     def add(self, task_id: str, name: str, sending: Sending, *, is_mandatory: bool) -> None:
         """Take note of a message handed over in this block."""
@@ -85,6 +102,61 @@ class Bulk:
             raise BulkError(
                 f"{len(failures)} of {len(self._waiting)} tasks were not confirmed: {listed}{more}", failures
             )
+
+
+class Held(Bulk):
+    """The sends of a block that leave together at its end, once all of them could be made; none if one could not.
+
+    A block within it leaves both to the outer one.
+
+    Args:
+        give_up: Told the id of each call that was made and is not sent.
+    """
+
+    def __init__(self, finish_all: FinishAll, give_up: Callable[[str], None]) -> None:
+        super().__init__(finish_all)
+        self._give_up = give_up
+        self._before: list[Callable[[], None]] = []
+        self._letters: list[Letter] = []
+        self._outer: Bulk | None = None
+
+    def __enter__(self) -> Held:
+        outer = current_bulk.get()
+        if isinstance(outer, Held) and not outer.is_ended:
+            return outer
+        self._outer = None if outer is None or outer.is_ended else outer
+        self._token = current_bulk.set(self)
+        return self
+
+    def before(self, act: Callable[[], None]) -> None:
+        """Have something done at the end, before anything of the block is sent."""
+        self._before.append(act)
+
+    def take(self, letter: Letter) -> None:
+        """Keep a message for the end."""
+        self._letters.append(letter)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._token is None:
+            return
+        current_bulk.reset(self._token)
+        self.is_ended = True
+        target = self if self._outer is None else self._outer
+        sent = 0
+        try:
+            if error is None:
+                for act in self._before:
+                    act()
+                for letter in self._letters:
+                    target.add(letter.task_id, letter.name, letter.submit(), is_mandatory=letter.is_mandatory)
+                    sent += 1
+        finally:
+            for letter in self._letters[sent:]:
+                self._give_up(letter.task_id)
+            failures = self.finish()
+        self.throw(failures)
 
 
 current_bulk: ContextVar[Bulk | None] = ContextVar("amqptasks_bulk", default=None)

@@ -90,20 +90,17 @@ class Replacing:
 
         Raises:
             ValueError: The running task is no part of a chord.
-            NotImplementedError: A Celery program has begun the chord.
+            NotImplementedError: The result store counts the chord's parts, and is not Redis.
             ChordError: The chord is over.
             OperationalError: The broker did not take it.
         """
-        from amqptasks.app.chords import add_parts
-        from amqptasks.wire.chord import Mark, read_mark
+        from amqptasks.wire.chord import read_mark
 
         task: Any = self
         request: Context = task.request
         if not request.chord:
             raise ValueError("Current task is not member of any chord")
         mark = read_mark(request.chord)
-        if mark is None:
-            raise NotImplementedError("a chord that a Celery program has begun cannot get more parts here")
         request._added += 1
         key = f"{request.id}:{request._added}"
         call: Any = sig.clone()
@@ -111,12 +108,29 @@ class Replacing:
             str(uuid.uuid5(uuid.NAMESPACE_OID, key)), group_id=request.group, group_index=request.group_index,
             root_id=request.root_id,
         )  # fmt: skip
-        keys = []
-        for index, part in enumerate(counted(call)):
-            keys.append(f"{key}:{index}" if index else key)
-            part.options["chord"] = Mark(mark.collector, mark.size, mark.index, keys[-1]).to_plain()
-        add_parts(self.app.sender, mark, keys)
+        parts = list(counted(call))
+        keys = [f"{key}:{index}" if index else key for index in range(len(parts))]
+        if mark is None:
+            _add_stored(self.app, request, parts, keys)
+        else:
+            _add_marked(self.app, mark, parts, keys)
         return call if lazy else call.delay()
+
+
+def _add_marked(app: Any, mark: Any, parts: list[Any], keys: list[str]) -> None:
+    from amqptasks.app.chords import add_parts
+    from amqptasks.wire.chord import Mark
+
+    for part, key in zip(parts, keys, strict=True):
+        part.options["chord"] = Mark(mark.collector, mark.size, mark.index, key).to_plain()
+    add_parts(app.sender, mark, keys)
+
+
+def _add_stored(app: Any, request: Context, parts: list[Any], keys: list[str]) -> None:
+    """Do it where the result store counts: there the part has a place in the order, the adder's, and no other name."""
+    for part, key in zip(parts, keys, strict=True):
+        part.options |= {"chord": request.chord, "group_id": request.group}
+        app.backend.add_to_chord(str(request.group), key)
 
 
 def _in_place_of(task: Any, request: Context, sig: Signature) -> Any:

@@ -16,12 +16,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amqptasks import signals
 from amqptasks.app import context
 from amqptasks.app.eager import call_eagerly
-from amqptasks.app.gathering import Bulk, Collected, Collector, current_bulk, current_collector
+from amqptasks.app.gathering import Bulk, Collected, Collector, Held, Letter, current_bulk, current_collector
 from amqptasks.app.options import (
     EMPTY_EMBED,
     PROPERTY_OPTIONS,
@@ -144,6 +145,10 @@ class Sender:
         """Make a block whose sends share their confirms."""
         return Bulk(self.finish_all)
 
+    def holding(self) -> Held:
+        """Make a block whose sends leave together at its end, or not at all."""
+        return Held(self.finish_all, self._app.backend.unexpect)
+
     def collecting(self, reply_to: str | None) -> Collector:
         """Make a block whose sends are only made and kept in the list it gives, for a worker's parent to publish.
 
@@ -234,7 +239,8 @@ class Sender:
         # Who does not mind whether a queue is there says mandatory=False.
         is_mandatory = bool(first(options.get("mandatory"), plan.is_mandatory))
         if bulk is not None and not bulk.is_ended:
-            bulk.add(task_id, name, self._app.publisher.submit(message, needs, policy), is_mandatory=is_mandatory)
+            submit = partial(self._app.publisher.submit, message, needs, policy)
+            bulk.take(Letter(task_id, name, submit, is_mandatory))
             return
         try:
             self._app.publisher.publish(message, needs, policy)

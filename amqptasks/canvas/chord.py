@@ -1,7 +1,8 @@
 """A header of calls side by side, and a body: one call that gets the list of their results, in the header's order.
 
-RabbitMQ counts the parts that have ended, so chords need no result backend. What is sent for one, and in which order,
-is said in `app/chords.py`; who joins the results, in `worker/joining.py`.
+RabbitMQ counts the parts that have ended, so chords need no result backend; or a result store does, as in Celery
+(``chord_join``). What is sent for one, and in which order, is said in `app/chords.py` and `app/stored_chords.py`; who
+joins the results, in `worker/joining.py` and `worker/celery_chords.py`.
 """
 
 from __future__ import annotations
@@ -147,14 +148,16 @@ class chord(Signature):
         Args:
             task_id: The body's id.
             chord_expires: Seconds, or a timedelta, after which the body fails if parts are missing by then; as the
-                setting ``result_chord_expires`` says without, or ``result_expires``.
-            interval, max_retries: Accepted because Celery has them, without effect: nothing polls.
+                setting ``result_chord_expires`` says without, or ``result_expires``. Not where the result store joins.
+            interval, max_retries: Of the task that asks for the results where a store keeps them and cannot count
+                (``chord_join = "store"``): seconds between two looks, and how many there may be. Else nothing polls.
 
         Raises:
             TypeError: It has no body.
+            EncodeError: A call of it cannot be serialized. Nothing was sent.
             OperationalError: The broker did not take all of it. Calls that it took run; the body fails at the deadline.
+            ImproperlyConfigured: ``chord_join`` is ``"store"``, and the result backend is none.
         """
-        del interval, max_retries
         given = dict(kwargs or {})
         body = given.pop("body", None)
         made, merged = self._made(body, {key: value for key, value in options.items() if value is not None})
@@ -167,17 +170,12 @@ class chord(Signature):
         parts = [part for call in calls for part in counted(call)]
         header = {key: value for key, value in merged.items() if key not in _NOT_THE_HEADERS}
         app, body = made.app, made.body
-        with expecting(app, result.leaves()):
+        with expecting(app, (leaf for each in _with_parents(result) for leaf in each.leaves())):
             if not parts:
                 body.apply_async(([],))
                 return result
-            from amqptasks.wire.chord import Mark, collector_name
-
-            chord_id = made.options["task_id"]
-            collector = collector_name(app.conf.task_queue_prefix, chord_id)
-            for index, part in enumerate(parts):
-                part.options["chord"] = Mark(collector, len(parts), index).to_plain()
-            with app.begin_chord(chord_id, len(parts), body, merged.get("root_id"), chord_expires):
+            polling = {"interval": interval, "max_retries": max_retries}
+            with app.begin_chord(_first_of(result), parts, body, merged.get("root_id"), chord_expires, polling):
                 send_each(calls, "header", header)
         return result
 
@@ -292,6 +290,12 @@ def _last_of(call: Any) -> Any:
     while call.subtask_type in ("chain", "chord"):
         call = call.tasks[-1] if call.subtask_type == "chain" else call.body
     return call
+
+
+def _with_parents(result: Any) -> Iterator[Any]:
+    while result is not None:
+        yield result
+        result = result.parent
 
 
 def _first_of(result: Any) -> Any:

@@ -86,6 +86,6 @@ class expecting(AbstractContextManager[None]):
             self._backend.expect(task_id)
 
     def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
-        if isinstance(error, NotSent):
+        if isinstance(error, (NotSent, EncodeError)):
             for task_id in self._ids:
                 self._backend.unexpect(task_id)

@@ -46,7 +46,7 @@ class ResultBackend(ABC):
             whatever else follows the task, instead of calling `store`.
         compresses: Whether ``result_compression`` acts on what it keeps.
         expires_failures: Whether ``result_failure_expires`` does.
-        counts_chords: Whether it counts the parts of Celery's chords.
+        counts_chords: Whether it counts the parts of chords of Celery's kind.
         joins_stored: Whether it only counts them: a result is to be stored before its part is counted.
     """
 
@@ -213,7 +213,33 @@ class ResultBackend(ABC):
             "GroupResult itself"
         )
 
-    # -- Celery's chords, where `counts_chords`
+    # -- chords of Celery's kind, where `counts_chords`
+
+    def begin_chord(self, group_id: str, size: int, plain: Any, *, is_nested: bool, is_again: bool) -> None:
+        """Get ready to count the parts of a chord, whose header is not sent yet.
+
+        Args:
+            size: How many they are.
+            plain: The results of the header, as for `save_group`.
+            is_nested: There are groups among them: `plain` is needed to put the parts together.
+            is_again: It may have been begun before, by the same task run twice: what is counted stays counted.
+
+        Raises:
+            BackendStoreError: It could not be told.
+        """
+        del group_id, size, plain, is_nested, is_again
+
+    def add_to_chord(self, group_id: str, key: str) -> None:
+        """Count one more part of a chord that is running, before it is sent. Twice with the same key is once.
+
+        Raises:
+            NotImplementedError: This backend cannot.
+            BackendStoreError: It could not be told.
+        """
+        raise NotImplementedError(
+            f"the result backend {self.as_uri()} cannot add parts to a chord that it counts: use redis://, or let "
+            "RabbitMQ count (chord_join = 'broker')"
+        )
 
     def count_part(
         self, group_id: str, task_id: str, index: int | None, state: str, value: Any, size: int | None = None

@@ -111,7 +111,13 @@ class MemcachedBackend(StoreBackend):
         """Return the URL. There are no passwords."""
         return mask_url(f"cache+memcached://{_SERVERS.join(self._servers)}/")
 
-    # -- Celery's chords
+    # -- chords of Celery's kind
+
+    def begin_chord(self, group_id: str, size: int, plain: Any, *, is_nested: bool, is_again: bool) -> None:
+        """Write what Celery's and our workers count by."""
+        del size, is_nested
+        what = f"begin chord {printable(group_id, 64)}"
+        self._write(what, lambda store: cast("Servers", store).begin_chord(group_id, plain, is_again), brief=False)
 
     def count_part(
         self, group_id: str, task_id: str, index: int | None, state: str, value: Any, size: int | None = None

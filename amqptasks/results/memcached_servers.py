@@ -167,7 +167,22 @@ class Servers(Store):
         """Drop a group."""
         self._delete(self._keys.group(group_id))
 
-    # -- Celery's chords
+    # -- chords of Celery's kind
+
+    def begin_chord(self, group_id: str, plain: Any, is_again: bool) -> None:
+        """Set the counter of a chord to 0, unless it may be running already, and keep its header's results."""
+        key, group_key = self._keys.chord(group_id), self._keys.group(group_id)
+        value = dump_group(plain, self._payloads)
+        expires, kept = _moment(self._chord_expires_s), _moment(self._chord_kept_s())
+        self._on(group_key, lambda client: client.set(group_key, value, expire=kept, noreply=False))
+        if is_again:
+            self._on(key, lambda client: client.add(key, b"0", expire=expires, noreply=False))
+        else:
+            self._on(key, lambda client: client.set(key, b"0", expire=expires, noreply=False))
+
+    def _chord_kept_s(self) -> float | None:
+        """As Celery does: what the last part needs stays as long as the longer of the two."""
+        return max(self._expires_s, self._chord_expires_s) if self._expires_s and self._chord_expires_s else None
 
     def count_part(self, group_id: str, task_id: str, index: int | None, size: int | None) -> bool:
         """Count a part of a chord, whose result is stored; returns whether it was the last."""
@@ -181,8 +196,7 @@ class Servers(Store):
                 printable(group_id, 64), printable(task_id, 64),
             )  # fmt: skip
             return False
-        # As Celery does: what the last part needs stays as long as the longer of the two.
-        kept_s = max(self._expires_s, self._chord_expires_s) if self._expires_s and self._chord_expires_s else None
+        kept_s = self._chord_kept_s()
         for key in (self._keys.group(group_id), self._keys.task(task_id)):
             self._on(key, partial(_touch, key=key, expires=_moment(kept_s)))
         if size is None:

@@ -131,7 +131,20 @@ class RedisBackend(StoreBackend):
         """Whether no key or value can be made of it."""
         return isinstance(error, UnicodeError)
 
-    # -- Celery's chords
+    # -- chords of Celery's kind
+
+    def begin_chord(self, group_id: str, size: int, plain: Any, *, is_nested: bool, is_again: bool) -> None:
+        """Write what Celery's and our workers count by."""
+        what = f"begin chord {printable(group_id, 64)}"
+        saved = plain if is_nested else None
+        self._write(
+            what, lambda store: cast("RedisStore", store).begin_chord(group_id, size, saved, is_again), brief=False
+        )
+
+    def add_to_chord(self, group_id: str, key: str) -> None:
+        """Count one more part."""
+        what = f"add to chord {printable(group_id, 64)}"
+        self._write(what, lambda store: cast("RedisStore", store).add_to_chord(group_id, key), brief=False)
 
     def count_part(
         self, group_id: str, task_id: str, index: int | None, state: str, value: Any, size: int | None = None

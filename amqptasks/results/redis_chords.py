@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from amqptasks.results.payload import Payloads
 
-__all__ = ["ChordTimes", "count_part", "read_parts"]
+__all__ = ["ChordTimes", "add_part", "begin_chord", "count_part", "read_parts"]
 
 #: How long results stay after the last one was counted: whoever was ended then may count again. Seconds.
 AFTERWARDS_S: Final = 3600
@@ -61,6 +61,15 @@ return 1
 """
 COUNT_NAME: Final = hashlib.sha1(COUNT, usedforsecurity=False).hexdigest()
 
+# KEYS: extra parts, who was counted. ARGV: what tells this part from others added. Celery looks for other names there.
+ADD: Final = b"""
+if redis.call('SADD', KEYS[2], 'added:' .. ARGV[1]) == 1 then
+    redis.call('INCR', KEYS[1])
+end
+return 1
+"""
+ADD_NAME: Final = hashlib.sha1(ADD, usedforsecurity=False).hexdigest()
+
 #: Runs a script: its source, its name, keys and arguments.
 Run = Callable[[bytes, str, list[bytes], list[Any]], Any]
 
@@ -83,6 +92,29 @@ class ChordTimes:
 def keys_of(group_key: str) -> list[bytes]:
     """Return the keys of a chord's header."""
     return [f"{group_key}{end}".encode() for end in (".j", ".t", ".s", ".d", ".c", "")]
+
+
+def begin_chord(
+    command: Callable[..., Any], group_key: str, size: int, saved: bytes | None, times: ChordTimes, *, is_again: bool
+) -> None:
+    """Write what a chord is counted by: how many parts there are, and its saved group, if it has one.
+
+    Args:
+        is_again: It may be running already. Else what is left of an earlier run, under the same ids, is dropped.
+    """
+    results, extra, count, counted, claim, group = keys_of(group_key)
+    kept = ("EX", times.expires_s) if times.expires_s else ()
+    if not is_again:
+        command("DEL", results, extra, count, counted, claim)
+    if saved is not None:
+        command("SET", group, saved, *kept)
+    command("SET", count, size, *kept)
+
+
+def add_part(run: Run, group_key: str, key: str) -> None:
+    """Count one more part, once for each key."""
+    _results, extra, _count, counted, *_rest = keys_of(group_key)
+    run(ADD, ADD_NAME, [extra, counted], [key])
 
 
 def count_part(

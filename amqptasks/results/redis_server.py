@@ -26,7 +26,7 @@ from amqptasks.results.keyvalue import Keys, dump_group, dump_record, load_group
 from amqptasks.results.payload import Payloads
 from amqptasks.results.polled import Store
 from amqptasks.results.record import ResultRecord, supersedes
-from amqptasks.results.redis_chords import ChordTimes, count_part, read_parts
+from amqptasks.results.redis_chords import ChordTimes, add_part, begin_chord, count_part, read_parts
 from amqptasks.results.redis_url import Target, read_url
 from amqptasks.states import FAILURE
 from amqptasks.urls import mask_url
@@ -252,7 +252,16 @@ class RedisStore(Store):
         """Drop a group."""
         self.command("DEL", self._keys.group(group_id).encode())
 
-    # -- Celery's chords
+    # -- chords of Celery's kind
+
+    def begin_chord(self, group_id: str, size: int, plain: Any, is_again: bool) -> None:
+        """Write how many parts there are, and the form of their results if that is not a plain list."""
+        saved = None if plain is None else _checked(dump_group(plain, self._payloads))
+        begin_chord(self.command, self._keys.group(group_id), size, saved, self._chord_times(), is_again=is_again)
+
+    def add_to_chord(self, group_id: str, key: str) -> None:
+        """Count one more part."""
+        add_part(self._run, self._keys.group(group_id), key)
 
     def count_part(self, group_id: str, task_id: str, index: int | None, state: str, value: Any) -> bool:
         """Count a part of a chord; returns whether it was the last."""

@@ -16,12 +16,14 @@ from amqptasks.wire.message import PERSISTENT, EncodedMessage, Message, encode
 from amqptasks.wire.serializers import Limits, dumps, loads
 
 __all__ = [
-    "JOIN_TASK", "MAX_PARTS", "Addition", "Manifest", "Mark", "PartEnd", "collector_name", "encode_addition",
-    "encode_manifest", "encode_part", "is_collector", "read_mark", "read_message",
+    "JOIN_TASK", "MAX_PARTS", "UNLOCK_TASK", "Addition", "Manifest", "Mark", "PartEnd", "collector_name",
+    "encode_addition", "encode_manifest", "encode_part", "is_collector", "read_mark", "read_message",
 ]  # fmt: skip
 
 #: The task that a poke and a sweep are calls of.
 JOIN_TASK: Final = "amqptasks.join_chord"
+#: Celery's name of the task that asks for a chord's results where nothing counts them.
+UNLOCK_TASK: Final = "celery.chord_unlock"
 #: More than this many parts no chord has: a mark that says so is not believed.
 MAX_PARTS: Final = 10_000_000
 _VERSION: Final = 1

@@ -55,16 +55,21 @@ def call_body(
 def fail_body(body: Signature, manifest: Manifest, error: ChordError, traceback: str, fail: Fail) -> tuple[Next, ...]:
     """Make all that follows the failure of a body that has not run: answers, errbacks, the end of its chain."""
     found: list[Next] = []
-    for call, chain in _heads(body, [], MAX_DEPTH):
-        found.extend(fail(_request(call, chain, manifest), error, traceback))
+    for call, chain, errbacks in _heads(body, [], [], MAX_DEPTH):
+        found.extend(fail(_request(call, chain, errbacks, manifest), error, traceback))
     return tuple(found)
 
 
-def _heads(call: Signature, chain: list[Any], depth: int) -> list[tuple[Signature, list[Any]]]:
-    """Return the single calls that a call would begin with and what would follow each, last first. Of a chord that is
-    its body: its header was to begin, but who waits for anything waits for the body."""
+def _heads(
+    call: Signature, chain: list[Any], errbacks: list[Any], depth: int
+) -> list[tuple[Signature, list[Any], list[Any]]]:
+    """Return the single calls that a call would begin with, what would follow each, last first, and what is called if
+    it fails. Of a chord that is its body: its header was to begin, but who waits for anything waits for the body."""
     options = call.options
     chain = [*chain, *as_list(options.get("chain"))]
+    # Those of a chain are those of its steps.
+    own = as_list(options.get("link_error"))
+    errbacks = [*own, *(each for each in errbacks if each not in own)]
     kind, parts = call.subtask_type, call.kwargs
     if depth <= 0:
         return []
@@ -72,22 +77,22 @@ def _heads(call: Signature, chain: list[Any], depth: int) -> list[tuple[Signatur
         tasks = parts["tasks"]
         if not tasks:
             return []
-        return _heads(tasks[0], [*chain, *reversed(tasks[1:])], depth - 1)
+        return _heads(tasks[0], [*chain, *reversed(tasks[1:])], errbacks, depth - 1)
     if kind == "group":
-        return [head for member in parts["tasks"] for head in _heads(member, chain, depth - 1)]
+        return [head for member in parts["tasks"] for head in _heads(member, chain, errbacks, depth - 1)]
     if kind == "chord":
-        return [] if parts["body"] is None else _heads(parts["body"], chain, depth - 1)
-    return [(call, chain)]
+        return [] if parts["body"] is None else _heads(parts["body"], chain, errbacks, depth - 1)
+    return [(call, chain, errbacks)]
 
 
-def _request(call: Signature, chain: list[Any], manifest: Manifest) -> Context:
+def _request(call: Signature, chain: list[Any], errbacks: list[Any], manifest: Manifest) -> Context:
     options: Mapping[str, Any] = call.options
     task_id = options.get("task_id")
     reply_to = options.get("reply_to")
     request = Context(
         id=task_id if isinstance(task_id, str) else None, task=call.task, args=call.args, kwargs=call.kwargs,
         reply_to=reply_to if isinstance(reply_to, str) else None, group=options.get("group_id"),
-        group_index=options.get("group_index"), root_id=manifest.root_id, errbacks=as_list(options.get("link_error")),
+        group_index=options.get("group_index"), root_id=manifest.root_id, errbacks=errbacks,
         chain=chain or None, chord=options.get("chord"), called_directly=False,
     )  # fmt: skip
     request.correlation_id = request.id

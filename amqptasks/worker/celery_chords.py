@@ -1,4 +1,5 @@
-"""Parts of chords that Celery's programs have begun: counted where Celery's workers count them, in the result store.
+"""Parts of chords that the result store counts, where Celery's workers count them: of those that Celery's programs have
+begun, and of ours where ``chord_join`` is ``"store"``.
 
 Their mark is the body itself. Whoever counts the last part makes the call of the body, or fails it. Imported with the
 first such part; only some stores count (`ResultBackend.counts_chords`). Where none does, a task of Celery's asks again
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: All results of a header are there when its last part has ended: this bounds how long reading them may take. Seconds.
 JOIN_S: Final = 10.0
+#: Canvases in canvases are looked through this deep.
+MAX_DEPTH: Final = 100
 
 
 def is_body(chord: Any) -> bool:
@@ -80,12 +83,27 @@ def _parts(request: Context) -> Iterator[tuple[Any, tuple[str, str, Any]]]:
     if is_body(request.chord) and isinstance(request.group, str):
         yield request.chord, (request.id or "", request.group, request.group_index)
     for element in request.chain or ():
-        options = element.get("options") if isinstance(element, Mapping) else None
-        if not isinstance(options, Mapping) or not is_body(options.get("chord")):
-            continue
+        yield from _parts_in(element, MAX_DEPTH)
+
+
+def _parts_in(call: Any, depth: int) -> Iterator[tuple[Any, tuple[str, str, Any]]]:
+    """Yield the parts that will never be there if a call is not made. Of a chord the body: nobody waits for its header.
+
+    Whatever the call is: it came over the wire.
+    """
+    options = call.get("options") if isinstance(call, Mapping) else None
+    if not isinstance(options, Mapping) or depth <= 0:
+        return
+    kwargs, kind = call.get("kwargs"), call.get("subtask_type")
+    if kind not in ("chord", "group", "chain") or not isinstance(kwargs, Mapping):
         task_id, group_id = options.get("task_id"), options.get("group_id")
-        if isinstance(task_id, str) and isinstance(group_id, str):
+        if is_body(options.get("chord")) and isinstance(task_id, str) and isinstance(group_id, str):
             yield options["chord"], (task_id, group_id, options.get("group_index"))
+    elif kind == "chord":
+        yield from _parts_in(kwargs.get("body"), depth - 1)
+    elif isinstance(kwargs.get("tasks"), (list, tuple)):
+        for each in kwargs["tasks"]:
+            yield from _parts_in(each, depth - 1)
 
 
 def _count(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from amqptasks.app.app import App
 from amqptasks.app.task import Task
-from amqptasks.wire.chord import JOIN_TASK
+from amqptasks.wire.chord import JOIN_TASK, UNLOCK_TASK
 
-__all__ = ["UNLOCK_TASK", "add_chord_tasks"]
-
-#: Celery's name of the task that its programs send with a chord.
-UNLOCK_TASK: Final = "celery.chord_unlock"
+__all__ = ["add_chord_tasks"]
 
 
 def add_chord_tasks(app: App) -> None:

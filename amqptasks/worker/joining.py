@@ -198,7 +198,8 @@ class Joiner:
             named = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
             return ChordError(
                 f"{len(missing)} of the chord's {gathered.size} parts did not end in time (result_chord_expires): "
-                f"index {named} of the header"
+                f"index {named} of the header. Parts that Celery's workers run are never counted so: for those, set "
+                "chord_join = 'store' where the chord is sent"
             )
         return None
 

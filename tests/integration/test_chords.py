@@ -94,6 +94,16 @@ def test_a_part_that_fails_fails_the_body(shop: Workshop) -> None:
     shop.noted(f"told {result.parent.id}")
 
 
+def test_what_is_linked_to_the_errors_of_any_body_is_called(shop: Workshop) -> None:
+    # Given chords with bodies of each kind, and error callbacks of the whole / When their headers fail
+    add, total, told = shop.tasks.add, shop.tasks.total, shop.tasks.told
+    for body in (total.s() | add.s(1), group(total.s()), chord([total.s()], total.s())):
+        result = chord([shop.tasks.fail.s("no")], body).apply_async(link_error=told.s())
+        first = result.parent if result.parent.parent is not None and body.subtask_type == "chain" else result
+        # Then those are called, with the id of what would have been the first
+        shop.noted(f"told {next(first.leaves()).id}")
+
+
 def test_a_thousand_parts_are_counted(shop: Workshop) -> None:
     add, total = shop.tasks.add, shop.tasks.total
     assert chord(add.s(number, 1) for number in range(1000))(total.s()).get(timeout=40) == 500500
@@ -110,6 +120,7 @@ def test_a_chord_whose_time_is_over_fails(shop: Workshop) -> None:
             shop.app.conf.result_chord_expires = 0.2
         result = chord(parts, total.s()).apply_async(chord_expires=None if by_setting else 0.2)
         # When the time is over / Then the body fails, and names what is missing
-        with pytest.raises(ChordError, match=r"1 of the chord's 3 parts did not end in time .*: index 1 of the header"):
+        missing = r"1 of the chord's 3 parts did not end in time .*: index 1 of the header.*set chord_join = 'store'"
+        with pytest.raises(ChordError, match=missing):
             result.get(timeout=20)
     shop.app.conf.result_chord_expires = None

@@ -17,7 +17,7 @@ from amqptasks.broker.admin import Admin
 from amqptasks.broker.parameters import endpoints
 from tests.support import ROOT, WorkerProcess
 
-pytest.register_assert_rewrite("tests.interop.calls", "tests.interop.canvas_calls")
+pytest.register_assert_rewrite("tests.interop.calls", "tests.interop.canvas_calls", "tests.interop.chord_calls")
 
 from tests.interop.calls import Client, Gate, celery_client, our_client  # noqa: E402 - after its asserts were told to speak
 
@@ -32,6 +32,21 @@ COMMANDS = {
 
 Start = Callable[..., WorkerProcess]
 QueueOf = Callable[[str, str], str]
+
+
+@contextmanager
+def stored_in(url: str) -> Iterator[None]:
+    """Let the workers that are started here keep their results in a store, and chords of ours be counted there."""
+    said = {"INTEROP_BACKEND": url, "INTEROP_CHORD_JOIN": "store"}
+    before = {key: os.environ.get(key) for key in said}
+    os.environ.update(said)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key)
+            if value is not None:
+                os.environ[key] = value
 
 
 @contextmanager

@@ -49,6 +49,7 @@ def register(app: Any) -> Any:
     app.task(name="interop.request", bind=True)(request)
     app.task(name="interop.stamps", bind=True)(stamps)
     app.task(name="interop.become", bind=True)(become)
+    app.task(name="interop.grow", bind=True)(grow)
     app.task(name="interop.now")(now)
     app.task(name="interop.report", bind=True)(report)
     app.task(name="interop.wait", track_started=True)(wait)
@@ -120,6 +121,12 @@ def become(self: Any, call: Any) -> Any:
     return self.replace(self.app.signature(call))
 
 
+def grow(self: Any, call: Any) -> str:
+    """Add a call to the chord that this one is a part of."""
+    self.add_to_chord(self.app.signature(call))
+    return "grown"
+
+
 def now() -> float:
     return time.time()
 
@@ -182,5 +189,7 @@ def __getattr__(name: str) -> Any:
     app = register(kind("interop"))
     app.task(name="interop.only_celery" if kind is Celery else "interop.only_amqptasks")(write)
     app.conf.update(settings(*(os.environ[f"INTEROP_{key}"] for key in ("BROKER", "QUEUE", "QUEUE_TYPE"))))
+    if kind is App:
+        app.conf.chord_join = os.environ.get("INTEROP_CHORD_JOIN", "broker")
     globals()[name] = app
     return app

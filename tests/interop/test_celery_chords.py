@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import celery
@@ -12,11 +12,14 @@ import celery.exceptions
 import kombu.pools
 import pytest
 
+import amqptasks
 from amqptasks.results.keyvalue import Keys
 from amqptasks.results.record import ResultRecord
 from amqptasks.results.redis import RedisBackend
 from tests.interop import tasks
-from tests.interop.conftest import workers
+from tests.interop.calls import our_client
+from tests.interop.chord_calls import check_failures, check_values
+from tests.interop.conftest import stored_in, workers
 from tests.support import eventually
 
 TIMEOUT_S = 20
@@ -28,18 +31,11 @@ BOTH = ("amqptasks", "celery")
 @pytest.fixture(scope="module")
 def queues(broker_url: str, redis_url: str) -> Iterator[dict[str, str]]:
     """A queue for each kind of worker, which runs with its results in Redis."""
-    before = os.environ.get("INTEROP_BACKEND")
-    os.environ["INTEROP_BACKEND"] = redis_url
-    try:
-        with workers(broker_url) as start:
-            made = {kind: f"chords-{kind}-{uuid.uuid4().hex[:8]}" for kind in BOTH}
-            for process in [start(kind, queue, "quorum") for kind, queue in made.items()]:
-                process.wait_ready()
-            yield made
-    finally:
-        os.environ.pop("INTEROP_BACKEND")
-        if before is not None:
-            os.environ["INTEROP_BACKEND"] = before
+    with stored_in(redis_url), workers(broker_url) as start:
+        made = {kind: f"chords-{kind}-{uuid.uuid4().hex[:8]}" for kind in BOTH}
+        for process in [start(kind, queue, "quorum") for kind, queue in made.items()]:
+            process.wait_ready()
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +118,33 @@ def test_many_chords_at_once(on: Any) -> None:
         for turn in range(30)
     ]  # fmt: skip
     assert [each.get(timeout=TIMEOUT_S) for each in results] == [10 + 5 * turn for turn in range(30)]
+
+
+# ---- Chords of ours
+
+
+@pytest.fixture(scope="module")
+def ours(broker_url: str, redis_url: str, queues: dict[str, str]) -> Iterator[Callable[..., Any]]:
+    """Make a call in a program of ours that sends chords as Celery does."""
+    client = our_client(broker_url, queues["amqptasks"], "quorum", result_backend=redis_url, chord_join="store")
+    yield lambda kind, name, *args: client.app.tasks[f"interop.{name}"].s(*args).set(queue=queues[kind])
+    client.close()
+
+
+def test_chords_of_ours_are_carried_by_workers_of_both_kinds(ours: Callable[..., Any]) -> None:
+    check_values(ours)
+
+
+def test_parts_that_fail_fail_the_bodies_of_ours(ours: Callable[..., Any], tmp_path: Path) -> None:
+    check_failures(ours, tmp_path)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_parts_of_either_program_may_add_parts(on: Any, ours: Callable[..., Any], kind: str) -> None:
+    for make, begin in ((on, celery.chord), (ours, amqptasks.chord)):
+        header = [make(kind, "grow", make(other, "add", 1, 1)) for other in BOTH]
+        ((values,), _) = begin(header, make("amqptasks", "echo")).delay().get(timeout=TIMEOUT_S)
+        assert sorted(map(str, values)) == ["2", "2", "grown", "grown"]
 
 
 # ---- The counting alone

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import celery
@@ -17,7 +17,9 @@ from amqptasks.results.keyvalue import Keys
 from amqptasks.results.memcached import MemcachedBackend
 from amqptasks.results.memcached_chords import name_of
 from tests.interop import tasks
-from tests.interop.conftest import workers
+from tests.interop.calls import our_client
+from tests.interop.chord_calls import check_failures, check_values
+from tests.interop.conftest import stored_in, workers
 from tests.support import eventually
 
 TIMEOUT_S = 20
@@ -28,18 +30,11 @@ NOTE = "amqptasks-chord-part-"
 @pytest.fixture(scope="module")
 def queues(broker_url: str, memcached_url: str) -> Iterator[dict[str, str]]:
     """A queue for each kind of worker, which runs with its results in memcached."""
-    before = os.environ.get("INTEROP_BACKEND")
-    os.environ["INTEROP_BACKEND"] = memcached_url
-    try:
-        with workers(broker_url) as start:
-            made = {kind: f"chords-{kind}-{uuid.uuid4().hex[:8]}" for kind in BOTH}
-            for process in [start(kind, queue, "quorum") for kind, queue in made.items()]:
-                process.wait_ready()
-            yield made
-    finally:
-        os.environ.pop("INTEROP_BACKEND")
-        if before is not None:
-            os.environ["INTEROP_BACKEND"] = before
+    with stored_in(memcached_url), workers(broker_url) as start:
+        made = {kind: f"chords-{kind}-{uuid.uuid4().hex[:8]}" for kind in BOTH}
+        for process in [start(kind, queue, "quorum") for kind, queue in made.items()]:
+            process.wait_ready()
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +109,25 @@ def test_many_chords_at_once(on: Any) -> None:
         for turn in range(20)
     ]  # fmt: skip
     assert [each.get(timeout=TIMEOUT_S) for each in results] == [10 + 5 * turn for turn in range(20)]
+
+
+# ---- Chords of ours
+
+
+@pytest.fixture(scope="module")
+def ours(broker_url: str, memcached_url: str, queues: dict[str, str]) -> Iterator[Callable[..., Any]]:
+    """Make a call in a program of ours that sends chords as Celery does."""
+    client = our_client(broker_url, queues["amqptasks"], "quorum", result_backend=memcached_url, chord_join="store")
+    yield lambda kind, name, *args: client.app.tasks[f"interop.{name}"].s(*args).set(queue=queues[kind])
+    client.close()
+
+
+def test_chords_of_ours_are_carried_by_workers_of_both_kinds(ours: Callable[..., Any]) -> None:
+    check_values(ours)
+
+
+def test_parts_that_fail_fail_the_bodies_of_ours(ours: Callable[..., Any], tmp_path: Path) -> None:
+    check_failures(ours, tmp_path)
 
 
 # ---- The counting alone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +15,9 @@ import pytest
 
 from amqptasks.exceptions import ChordError
 from tests.interop import tasks
-from tests.interop.conftest import workers
+from tests.interop.calls import our_client
+from tests.interop.chord_calls import check_failures, check_values
+from tests.interop.conftest import stored_in, workers
 from tests.running import Workshop
 from tests.support import eventually
 
@@ -33,17 +34,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def queue(broker_url: str, store: str) -> Iterator[str]:
     """The queue of a worker of ours, which keeps its results in the database."""
-    before = os.environ.get("INTEROP_BACKEND")
-    os.environ["INTEROP_BACKEND"] = store
-    try:
-        with workers(broker_url) as start:
-            name = f"unlocking-{uuid.uuid4().hex[:8]}"
-            start("amqptasks", name, "quorum").wait_ready()
-            yield name
-    finally:
-        os.environ.pop("INTEROP_BACKEND")
-        if before is not None:
-            os.environ["INTEROP_BACKEND"] = before
+    with stored_in(store), workers(broker_url) as start:
+        name = f"unlocking-{uuid.uuid4().hex[:8]}"
+        start("amqptasks", name, "quorum").wait_ready()
+        yield name
+
+
+@pytest.fixture(scope="module")
+def their_queue(broker_url: str, store: str) -> Iterator[str]:
+    """The queue of a worker of Celery's with the same database."""
+    with stored_in(store), workers(broker_url) as start:
+        name = f"unlocking-celery-{uuid.uuid4().hex[:8]}"
+        start("celery", name, "quorum").wait_ready()
+        yield name
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,23 @@ def test_a_part_that_fails_fails_the_body(on: Callable[..., Any], tmp_path: Path
     with pytest.raises(celery.exceptions.ChordError, match="Dependency .* raised ValueError"):
         result.get(timeout=TIMEOUT_S, follow_parents=False)
     eventually(lambda: told.exists(), TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def ours(broker_url: str, store: str, queue: str, their_queue: str) -> Iterator[Callable[..., Any]]:
+    """Make a call in a program of ours that sends chords as Celery does."""
+    queues = {"amqptasks": queue, "celery": their_queue}
+    client = our_client(broker_url, queue, "quorum", result_backend=store, chord_join="store")
+    yield lambda kind, name, *args: client.app.tasks[f"interop.{name}"].s(*args).set(queue=queues[kind])
+    client.close()
+
+
+def test_chords_of_ours_are_carried_by_workers_of_both_kinds(ours: Callable[..., Any]) -> None:
+    check_values(ours)
+
+
+def test_parts_that_fail_fail_the_bodies_of_ours(ours: Callable[..., Any], tmp_path: Path) -> None:
+    check_failures(ours, tmp_path)
 
 
 SOURCE = """

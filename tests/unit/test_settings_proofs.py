@@ -39,6 +39,7 @@ PROOFS = {
     "include": "integration/test_queues.py::test_include_and_imports_are_where_a_worker_finds_its_tasks",
     # Chords
     "task_allow_error_cb_on_chord_header": "unit/canvas/test_chord.py::test_error_callbacks_reach_the_header_if_wanted",
+    "chord_join": "interop/test_celery_chords.py::test_chords_of_ours_are_carried_by_workers_of_both_kinds",
     "result_chord_expires": "integration/test_chords.py::test_a_chord_whose_time_is_over_fails",
     "result_chord_retry_interval": "interop/test_celery_unlocking.py::test_the_settings_say_when_it_looks_again",
     # Broker
