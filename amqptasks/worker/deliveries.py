@@ -33,7 +33,7 @@ from amqptasks.worker.executor import describe
 from amqptasks.worker.failures import Failures
 from amqptasks.worker.follow_ups import FollowUps
 from amqptasks.worker.intake import Accept, Bury, Decision, Expire, Intake, Postpone
-from amqptasks.worker.ledger import Ledger
+from amqptasks.worker.ledger import Ledger, is_first_of_beat
 from amqptasks.worker.outcome import FAILED, REJECTED, UNREADABLE, UNSTORED, FollowUp, Next, Outcome, Told
 from amqptasks.worker.pools.slot import Slot
 from amqptasks.worker.rate_limits import RateLimits, rates_of
@@ -97,6 +97,8 @@ class Deliveries:
             return
         request = decision.request
         if delivery.redelivered and self._is_known(request):
+            return
+        if delivery.properties.message_id is not None and self._is_repeated(request):
             return
         if self.revoked and self.revoked.covers(request.id, request.headers):
             self._discard(request)
@@ -196,6 +198,15 @@ class Deliveries:
         was_acked, running.is_acked = running.is_acked, False
         if was_acked:
             running.ack()
+        return True
+
+    def _is_repeated(self, request: Request) -> bool:
+        """Whether beat has sent this twice, as it may when its leader dies between a task and the note of it; then the
+        second is not run."""
+        if not self.ledger.knows(request.key) or not is_first_of_beat(request):
+            return False
+        logger.info("Task %s[%s] was sent twice by beat; not run again", request.task_name, request.id)
+        request.ack()
         return True
 
     def _turn_away(self, decision: Decision) -> None:

@@ -1,6 +1,7 @@
 """Which tasks this worker runs or has just finished, so that a redelivery after a lost connection is not run twice.
 
-A key is the task's id with the number of its retry. Looked at only for deliveries that the broker marks as redelivered.
+A key is the task's id with the number of its retry. Looked at only for deliveries that the broker marks as redelivered,
+and for what beat sends: its ids are made of the due times, so that what was sent twice can be told.
 """
 
 from __future__ import annotations
@@ -8,12 +9,16 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from typing import Final
 
+from amqptasks.wire.dead_letter import CRASHES, DEATHS
 from amqptasks.worker.request import Request
 
 #: Finished tasks remembered at least.
 MIN_FINISHED: Final = 1_000
 #: Finished tasks remembered where nothing bounds what one lost connection can bring back.
 UNBOUNDED_FINISHED: Final = 10_000
+
+#: The header of what beat sends; Celery's.
+BEAT_HEADER: Final = "celery_beat_task"
 
 Key = tuple[str, int]
 
@@ -66,3 +71,22 @@ class Ledger:
     def is_finished(self, key: Key) -> bool:
         """Whether this attempt was settled here."""
         return key in self._finished
+
+    def knows(self, key: Key) -> bool:
+        """Whether this attempt was accepted here, whatever has become of it."""
+        return key in self._finished or key in self._running
+
+
+def is_first_of_beat(request: Request) -> bool:
+    """Whether a message is as beat sent it: not one that comes again for a reason, by the same id.
+
+    Beat repeats the task's id as ``message_id``, which nobody else does.
+    """
+    headers, delivery = request.headers, request.delivery
+    return (
+        BEAT_HEADER in headers
+        and delivery.properties.message_id == request.id
+        and not delivery.redelivered
+        and DEATHS not in headers
+        and CRASHES not in headers
+    )
