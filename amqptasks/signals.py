@@ -232,6 +232,8 @@ setup_logging = _signal("setup_logging", "loglevel", "logfile", "format", "color
 after_setup_logger = _signal("after_setup_logger", "logger", "loglevel", "logfile", "format", "colorize")
 after_setup_task_logger = _signal("after_setup_task_logger", "logger", "loglevel", "logfile", "format", "colorize")
 user_preload_options = _signal("user_preload_options", "app", "options")
+beat_init = _signal("beat_init")
+beat_embedded_init = _signal("beat_embedded_init")
 #: Never sent, for what they tell of is not here; so that programs which connect to them can be imported.
 eventlet_pool_started = _signal("eventlet_pool_started")
 eventlet_pool_preshutdown = _signal("eventlet_pool_preshutdown")

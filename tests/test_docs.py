@@ -391,7 +391,7 @@ def status_rows() -> dict[str, str]:
 
 def test_the_table_has_a_row_for_everything() -> None:
     assert set(status_rows()) == set(ROWS)
-    assert set(status_rows().values()) == {"yes", "in part", "not yet"}
+    assert set(status_rows().values()) <= {"yes", "in part", "not yet"}
 
 
 @pytest.mark.parametrize("what", ROWS)

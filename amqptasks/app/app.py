@@ -20,6 +20,7 @@ from amqptasks.app import current
 from amqptasks.app.async_calls import AsyncSending
 from amqptasks.app.configuring import Source, Suggestion, assignments, from_variable, make_conf
 from amqptasks.app.definitions import TaskHome, script_name
+from amqptasks.app.periodic import PeriodicTasks
 from amqptasks.app.task import Task
 from amqptasks.app.watching import Watching
 from amqptasks.canvas.signature import Signature, signature
@@ -50,7 +51,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class App(TaskHome, AsyncSending, Watching):
+class App(TaskHome, AsyncSending, Watching, PeriodicTasks):
     """A task application: settings, tasks, and the connections that serve them. Safe from any thread, and after a fork.
 
     Args:

@@ -258,9 +258,9 @@ class Publisher:
                 stop_never,
                 wait_incrementing,
             )
-        except OSError as shortage:
+        except OSError as error:
             # A program that may open nothing more cannot read modules either.
-            return Interrupted(f"{first}; it cannot be tried again: {shortage}", written=first.written)
+            return Interrupted(f"{first}; it cannot be tried again: {error}", written=first.written)
 
         policy = sending.policy
         may_be_stored = first.written

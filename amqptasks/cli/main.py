@@ -26,6 +26,7 @@ ARGUMENTS = "amqptasks.arguments"
 #: Each stands in a module of its name, imported when it is asked for: a worker keeps no other command in its memory.
 COMMANDS = (
     "amqp",
+    "beat",
     "call",
     "completion",
     "control",

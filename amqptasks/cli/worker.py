@@ -12,20 +12,21 @@ import click
 
 from amqptasks import signals
 from amqptasks.app.configuring import assignments
-from amqptasks.cli.common import CliError, Globals, commas, did_you_mean
+from amqptasks.cli.common import Globals, commas
 from amqptasks.cli.completion import complete_queues, one_of
 from amqptasks.cli.daemon import Detached, Owner, Pidfile, octal, run_by
 from amqptasks.cli.elements import Command, Option
 from amqptasks.cli.health import address
+from amqptasks.cli.levels import LOG_LEVELS, checked_log, log_level
 from amqptasks.cli.purge import choose_queues, purge_queues, warn_of_slips
 from amqptasks.logs import expand_path
 
 if TYPE_CHECKING:
     from amqptasks.app.app import App
+    from amqptasks.worker.worker import Worker
 
 __all__ = ["worker"]
 
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL")
 #: The kinds of pool, of `amqptasks.worker.worker.POOLS`; spelt out, for that module is slow to import.
 POOLS = ("prefork", "solo", "threads")
 
@@ -33,17 +34,8 @@ _queues = functools.partial(click.option, cls=Option, section="Queues")
 _pool = functools.partial(click.option, cls=Option, section="Pool")
 _health = functools.partial(click.option, cls=Option, section="Health")
 _events = functools.partial(click.option, cls=Option, section="Events")
+_beat = functools.partial(click.option, cls=Option, section="Beat")
 _daemon = functools.partial(click.option, cls=Option, section="Daemon")
-
-
-def _log_level(_ctx: click.Context, _param: click.Parameter, value: str) -> str | int:
-    text = value.upper()
-    if text.isdigit():
-        return int(text)
-    if text not in LOG_LEVELS:
-        near = did_you_mean(text, LOG_LEVELS)
-        raise click.BadParameter(f"expected one of {', '.join(LOG_LEVELS)} or a number, got: {value!r}{near}")
-    return text
 
 
 def _autoscale(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -68,7 +60,7 @@ def _autoscale(_ctx: click.Context, _param: click.Parameter, value: str | None) 
 )  # fmt: skip
 @click.option("-n", "--hostname", metavar="NAME", help="The node's name; %h host, %n its first part, %d its domain.")
 @click.option(
-    "-l", "--loglevel", callback=_log_level, default="WARNING", show_default=True, metavar="LEVEL",
+    "-l", "--loglevel", callback=log_level, default="WARNING", show_default=True, metavar="LEVEL",
     shell_complete=one_of(LOG_LEVELS), help="What to log.",
 )  # fmt: skip
 @click.option(
@@ -124,6 +116,9 @@ def _autoscale(_ctx: click.Context, _param: click.Parameter, value: str | None) 
 )  # fmt: skip
 @_events("--without-gossip", is_flag=True, hidden=True, help="Accepted for Celery's sake: there is none.")
 @_events("--without-mingle", is_flag=True, hidden=True, help="Accepted for Celery's sake: there is none.")
+@_beat("-B", "--beat", "with_beat", is_flag=True, help="Send periodic tasks too, from a process beside the worker.")
+@_beat("-s", "--schedule-filename", metavar="FILE", help="File that keeps the last runs, besides the broker.")
+@_beat("--scheduler", metavar="CLASS", help="A scheduler of your own: package.module:Class.")
 @_daemon("-D", "--detach", is_flag=True, help="Go to the background once it runs.")
 @_daemon("--pidfile", metavar="FILE", help="Hold the process's id there; refuse to run twice. % as for --logfile.")
 @_daemon("--uid", metavar="USER", help="Become this user first, by name or number.")
@@ -170,12 +165,13 @@ def _run(
     obj: Globals, app: App, background: Detached | None, pidfile: str | None, *, hostname: str | None,
     queues: tuple[str, ...] | None, exclude_queues: tuple[str, ...] | None, loglevel: str | int, logfile: str | None,
     purge_first: bool, autoscale: tuple[int, int] | None, health_file: str | None, http: tuple[str, int] | None,
-    without_heartbeat: bool, heartbeat_interval: float,
+    without_heartbeat: bool, heartbeat_interval: float, with_beat: bool, schedule_filename: str | None,
+    scheduler: str | None,
 ) -> int:  # fmt: skip
     from amqptasks.worker.worker import Worker, node_name
 
     node = node_name(hostname)
-    log = _checked_log(logfile, node) if logfile else None
+    log = checked_log(logfile, node) if logfile else None
     with Pidfile(expand_path(pidfile, node)) if pidfile else contextlib.nullcontext():
         names = choose_queues(obj, queues, exclude_queues) if exclude_queues else queues
         warn_of_slips(app, names or ())
@@ -199,7 +195,29 @@ def _run(
         if background is not None:
             # Sent when all that can be wrong from the start has been found, and before children are forked.
             signals.worker_init.connect(lambda *_args, **_kwargs: _let_go(obj, background, node, log), weak=False)
+        if not with_beat:
+            return running.run()
+        return _run_with_beat(app, running, schedule_filename, scheduler)
+
+
+def _run_with_beat(app: App, running: Worker, filename: str | None, scheduler: str | None) -> int:
+    from amqptasks.cli.embedded import CannotStart, EmbeddedBeat
+
+    started: list[EmbeddedBeat] = []
+
+    def start(**_: Any) -> None:
+        started.append(EmbeddedBeat(app, filename=filename, scheduler=scheduler))
+        started[0].start()
+
+    # Sent when modules are imported and the log is set up, and before there are children or connections.
+    signals.worker_init.connect(start, weak=False)
+    try:
         return running.run()
+    except CannotStart as problem:
+        raise problem.error from None
+    finally:
+        for each in started:
+            each.stop()
 
 
 def _let_go(obj: Globals, background: Detached, node: str, log: str | None) -> None:
@@ -233,12 +251,3 @@ def _override(
         # Celery takes 0 as "as many as there are processors", our setting's None.
         is_all = name == "worker_concurrency" and option == "0"
         app.conf.override({name: None if is_all else option}, source)
-
-
-def _checked_log(logfile: str, node: str) -> str:
-    path = expand_path(logfile, node)
-    try:
-        with open(path, "a", encoding="utf-8"):
-            return os.path.abspath(path)
-    except OSError as error:
-        raise CliError(f"cannot write the log file {path!r}: {error.strerror}") from error

@@ -27,6 +27,7 @@ _REDIS = "integration/test_redis_settings.py::"
 _EVENTS = "integration/test_events.py::"
 _RECEIVER = "unit/events/test_receiver.py::test_the_settings_say_what_queue_a_receiver_has"
 _LOGS = "unit/test_logs.py::"
+_BEAT = "unit/beat/test_scheduler.py::"
 _SIGNED = "unit/wire/test_signed.py::"
 _ROUTING = "unit/app/test_routing.py::"
 
@@ -209,6 +210,15 @@ PROOFS = {
     "security_digest": f"{_SIGNED}test_every_digest_signs_and_reads",
     "security_max_age": f"{_SIGNED}test_the_settings_say_how_much_is_believed",
     "security_require_binding": f"{_SIGNED}test_the_settings_say_how_much_is_believed",
+    "beat_schedule": f"{_BEAT}test_a_new_entry_is_sent_when_its_interval_is_over",
+    "beat_scheduler": f"{_BEAT}test_the_scheduler_is_chosen_by_setting_or_option",
+    "beat_schedule_filename": f"{_BEAT}test_settings_say_how_often_to_look_and_to_write",
+    "beat_schedule_name": f"{_BEAT}test_the_schedules_name_is_the_apps_unless_it_is_said",
+    "beat_sync_every": f"{_BEAT}test_settings_say_how_often_to_look_and_to_write",
+    "beat_max_loop_interval": f"{_BEAT}test_settings_say_how_often_to_look_and_to_write",
+    "beat_cron_starting_deadline": f"{_BEAT}test_runs_that_are_too_late_are_left_out_by_the_setting",
+    "beat_missed_runs": f"{_BEAT}test_missed_runs_are_made_up_for_as_the_entry_says",
+    "beat_missed_runs_max": f"{_BEAT}test_missed_runs_are_made_up_for_as_the_entry_says",
 }
 
 

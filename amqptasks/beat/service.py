@@ -1,0 +1,284 @@
+"""Beat as it runs: waits to lead, and while it does, sends what is due.
+
+One thread decides, the one that calls `Beat.run`; the broker's affairs are those of another (`leadership`). Code of
+users, such as the functions behind arguments, runs here, and may take its time without losing the lead.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final
+
+from amqptasks import signals
+from amqptasks.app.discovery import named_object
+from amqptasks.beat.handing_over import Batch, LeadLost, Led, Lost, Ordered, Sendable
+from amqptasks.beat.leadership import Leadership
+from amqptasks.beat.naming import names_of
+from amqptasks.beat.orders import carry_out
+from amqptasks.beat.scheduler import PersistentScheduler, Scheduler
+from amqptasks.beat.state import BASE, CHANGES, Journal, Record, State, assemble, to_us
+from amqptasks.broker.link import Backoff
+from amqptasks.clock import utcnow
+from amqptasks.exceptions import ImproperlyConfigured
+
+__all__ = ["Beat", "make_scheduler"]
+
+logger = logging.getLogger("amqptasks.beat")
+
+#: Ticks are at least so far apart, seconds: where entries are due all the time, several share a record.
+LEAST_TICK_S: Final = 0.02
+#: What fails in a tick for a reason that nobody thought of is tried again after so long, seconds.
+AFTER_FAULT_S: Final = 1.0
+_STOP: Final = "stop"
+
+
+def make_scheduler(
+    app: Any, chosen: Any = None, *, title: str = "", max_interval: float | None = None, filename: str | None = None,
+    lazy: bool = False,
+) -> Scheduler:  # fmt: skip
+    """Make the scheduler: the class that is chosen, or ``beat_scheduler``, or ours.
+
+    Raises:
+        ImproperlyConfigured: There is no such class, or the schedule is none.
+    """
+    kind = chosen or app.conf.beat_scheduler or PersistentScheduler
+    if isinstance(kind, str):
+        kind = SHORT_NAMES.get(kind) or named_object(kind, "the scheduler of beat")
+    if not isinstance(kind, type) or not issubclass(kind, Scheduler):
+        raise ImproperlyConfigured(
+            f"expected the scheduler of beat to be a class derived from amqptasks.beat.Scheduler, got: {kind!r:.100}"
+        )
+    return kind(
+        app=app, title=title, max_interval=max_interval, lazy=lazy,
+        schedule_filename=filename or app.conf.beat_schedule_filename,
+    )  # fmt: skip
+
+
+#: Schedulers of Celery's that ours stands for.
+SHORT_NAMES: Final[dict[str, type[Scheduler]]] = {
+    "celery.beat:PersistentScheduler": PersistentScheduler, "celery.beat.PersistentScheduler": PersistentScheduler,
+    "celery.beat:Scheduler": Scheduler, "celery.beat.Scheduler": Scheduler,
+}  # fmt: skip
+
+
+class Beat:
+    """Sends what is due while it leads, until it is told to stop. Several for one schedule are simply safe.
+
+    Args:
+        app: The app, finalized.
+        scheduler: A class, or its dotted name, in place of ours.
+        max_interval: How long to sleep at most, seconds.
+        filename: The file that remembers.
+        embedded: It runs beside a worker.
+    """
+
+    def __init__(
+        self, app: Any, *, scheduler: Any = None, max_interval: float | None = None, filename: str | None = None,
+        embedded: bool = False,
+    ) -> None:  # fmt: skip
+        self.app = app
+        self.names = names_of(app)
+        self.embedded = embedded
+        self.scheduler = make_scheduler(
+            app, scheduler, title=self.names.title, max_interval=max_interval, filename=filename
+        )
+        # Read here, where a mistake in a URL can be told.
+        self._endpoints = app.endpoints("beat")
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._journal = Journal()
+        self._leadership: Leadership | None = None
+        self._term = ""
+        self._state = State(uuid.uuid4().hex)
+        self._orders: list[Ordered] = []
+
+    @property
+    def label(self) -> str:
+        """The broker, without its password."""
+        return self._endpoints[0].label  # type: ignore[no-any-return]
+
+    def stop(self) -> None:
+        """Have `run` end. Safe from any thread, and from a signal handler."""
+        self._stopped.set()
+        self._inbox.put(_STOP)
+
+    def install_signals(self) -> Callable[[], None]:
+        """Let TERM, INT and QUIT stop it; returns what undoes that."""
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+        before = {number: signal.signal(number, lambda *_: self.stop()) for number in numbers}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        return restore
+
+    def run(self) -> int:
+        """Stand by, lead, send; returns the exit code when it was told to stop."""
+        logger.info("beat: Starting...")
+        conf = self.app.conf
+        (signals.beat_embedded_init if self.embedded else signals.beat_init).send(self)
+        logger.debug("beat: Ticking with max interval->%g s", self.scheduler.max_interval)
+        leadership = self._leadership = Leadership(
+            self._endpoints, self.names, self._inbox.put, conf.task_message_max_bytes,
+            Backoff(max_s=conf.broker_connection_retry_interval_max),
+        )  # fmt: skip
+        leadership.start()
+        wait_s: float | None = None
+        try:
+            while not self._stopped.is_set():
+                self._hear(wait_s)
+                wait_s = self._turn()
+        finally:
+            logger.info("beat: Shutting down...")
+            # First what was sent, then the good-bye: the next one leads from here on.
+            self._save()
+            leadership.close()
+            self.scheduler.close()
+        return 0
+
+    # -- hearing
+
+    def _hear(self, wait_s: float | None) -> None:
+        """Wait so long for something to happen, and take in all that has."""
+        try:
+            event = self._inbox.get(timeout=wait_s)
+            while True:
+                self._take_in(event)
+                event = self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _take_in(self, event: Any) -> None:
+        if isinstance(event, Led):
+            self._begin(event)
+        elif isinstance(event, Lost):
+            if event.term == self._term:
+                self._end_term(event.reason)
+        elif isinstance(event, Ordered) and event.term == self._term:
+            self._orders.append(event)
+
+    def _begin(self, event: Led) -> None:
+        found, is_torn = assemble(event.records)
+        if is_torn:
+            logger.warning("beat: some of what the last leader wrote is missing; going on from what there is")
+        kept = self.scheduler.load()
+        if kept is not None and (found is None or kept.is_newer(found)):
+            if found is not None:
+                logger.warning("beat: the file is newer than what the broker has; going on from the file")
+            found = kept
+        self._state = State(found.lineage, found.number, found.at) if found is not None else State(uuid.uuid4().hex)
+        self.scheduler.restore(found)
+        self._journal.begin()
+        self._term = event.term
+        logger.warning("beat: Leading the schedule %r: %d entries", self.names.title, len(self.scheduler.schedule))
+
+    def _end_term(self, reason: str) -> None:
+        self._term = ""
+        self._orders.clear()
+        logger.warning("beat: Leading no more: %s. Standing by.", reason)
+
+    # -- leading
+
+    def _turn(self) -> float | None:
+        """Do what is to be done now; returns for how long there is nothing more, None for any time."""
+        if not self._term or self._stopped.is_set():
+            return None
+        began = time.monotonic()
+        try:
+            wait_s = self._tick()
+        except LeadLost as lost:
+            if self._term:
+                self._end_term(str(lost))
+            return None
+        except Exception:
+            # A scheduler of a user's own, most likely: its database is away.
+            logger.exception("beat: a tick failed; trying again")
+            self.scheduler.outbox.clear()
+            return AFTER_FAULT_S
+        return max(wait_s, LEAST_TICK_S - (time.monotonic() - began), 0.0)
+
+    def _tick(self) -> float:
+        scheduler = self.scheduler
+        wait_s = scheduler.tick()
+        orders, self._orders = self._orders, []
+        answers = []
+        for each in orders:
+            answer = carry_out(scheduler, each.delivery.body, each.delivery.properties)
+            if answer is not None:
+                answers.append(Sendable(answer, (), "an answer", mandatory=False))
+            scheduler.refresh()
+            wait_s = 0.0
+        messages, scheduler.outbox = scheduler.outbox, []
+        record = self._record()
+        if not messages and record is None and not orders:
+            self._sync_if_due()
+            return wait_s
+        batch = Batch(messages, record, answers, [each.delivery for each in orders])
+        assert self._leadership is not None
+        self._leadership.commit(self._term, batch, self._stopped)
+        if record is not None:
+            self._journal.wrote(record.kind, batch.record_bytes, time.monotonic())
+        for what, error in batch.failures:
+            logger.error("Message Error: %s was not sent: %s", what, error)
+        if orders:
+            # What was added must not depend on the broker alone.
+            self._save()
+        self._sync_if_due()
+        return wait_s
+
+    def _record(self) -> Record | None:
+        """Return what is to be written after this tick."""
+        scheduler, state, now = self.scheduler, self._state, time.monotonic()
+        changes = scheduler.take_changes()
+        if not changes and not self._journal.is_old(now):
+            return None
+        state.number += 1
+        state.at = to_us(utcnow())
+        is_base = self._journal.wants_base(now)
+        return Record(
+            BASE if is_base else CHANGES, self._leadership.who if self._leadership else "", self._term, state.lineage,
+            state.number, state.at, scheduler.all_states() if is_base else changes.entries,
+            dict(scheduler.added) if is_base else changes.added, () if is_base else changes.gone,
+        )  # fmt: skip
+
+    # -- the file
+
+    def _sync_if_due(self) -> None:
+        if self.scheduler.should_sync():
+            logger.debug("beat: Synchronizing schedule...")
+            self._save()
+            self.scheduler.sync()
+
+    def _save(self) -> None:
+        if self._term:
+            state = self._state
+            entries, added = self.scheduler.all_states(), dict(self.scheduler.added)
+            self.scheduler.save(State(state.lineage, state.number, state.at, entries, added))
+            self.scheduler.synced()
+
+
+def banner(beat: Beat, logfile: str | None, loglevel: str) -> str:
+    """Return what beat says about itself when it starts."""
+    scheduler, kind = beat.scheduler, type(beat.scheduler)
+    most = scheduler.max_interval
+    lines = [
+        "__    -    ... __   -        _",
+        f"LocalTime -> {time.strftime('%Y-%m-%d %H:%M:%S')}",
+        "Configuration ->",
+        f"    . broker -> {beat.label}",
+        f"    . app -> {beat.app!r}",
+        f"    . schedule -> {beat.names.title}, {len(scheduler.schedule)} entries",
+        f"    . scheduler -> {kind.__module__}.{kind.__qualname__}",
+        *([scheduler.info] if scheduler.info else []),
+        f"    . logfile -> {logfile or '[stderr]'}@%{loglevel}",
+        f"    . maxinterval -> {timedelta(seconds=most)} ({most:g}s)",
+    ]
+    return "\n".join(lines)
