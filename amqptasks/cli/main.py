@@ -43,6 +43,7 @@ COMMANDS = (
     "result",
     "shell",
     "status",
+    "upgrade",
     "worker",
 )
 
