@@ -22,7 +22,7 @@ import click
 
 from amqptasks.cli.common import EXIT_FAILED, CliError, did_you_mean
 
-__all__ = ["Detached", "Owner", "Pidfile", "octal", "run_by"]
+__all__ = ["Detached", "Owner", "Pidfile", "octal", "run_again", "run_by"]
 
 _RUNNING = b"+"
 #: The most that is read of a pidfile: more than any number of a process.
@@ -253,6 +253,23 @@ def run_by(executable: str, argv: Sequence[str], start_directory: str | None) ->
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os.execv(path, [path, "-m", "amqptasks", *_without(argv, "--executable")])
+
+
+def run_again(argv: Sequence[str], start_directory: str | None, leave_out: Sequence[str]) -> None:
+    """Begin anew with the same command line, in this same process; does not return.
+
+    Args:
+        leave_out: Flags, and environment variables, that are done with.
+    """
+    for name in leave_out:
+        os.environ.pop(name, None)
+    if start_directory is not None:
+        os.chdir(start_directory)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    words = [word for at, word in enumerate(argv) if at > end or word not in leave_out]
+    os.execv(sys.executable, [sys.executable, "-m", "amqptasks", *words])
 
 
 def _without(argv: Sequence[str], option: str) -> list[str]:

@@ -14,7 +14,7 @@ from amqptasks import signals
 from amqptasks.app.configuring import assignments
 from amqptasks.cli.common import Globals, commas
 from amqptasks.cli.completion import complete_queues, one_of
-from amqptasks.cli.daemon import Detached, Owner, Pidfile, octal, run_by
+from amqptasks.cli.daemon import Detached, Owner, Pidfile, octal, run_again, run_by
 from amqptasks.cli.elements import Command, Option
 from amqptasks.cli.health import address
 from amqptasks.cli.levels import LOG_LEVELS, checked_log, log_level
@@ -29,6 +29,11 @@ __all__ = ["worker"]
 
 #: The kinds of pool, of `amqptasks.worker.worker.POOLS`; spelt out, for that module is slow to import.
 POOLS = ("prefork", "solo", "threads")
+
+#: What a worker that is started again by HUP does not do again: it is in the background, and its queues are not empty.
+DONE_ONCE = (
+    "-D", "--detach", "--purge", "--discard", "AMQPTASKS_WORKER_DETACH", "AMQPTASKS_WORKER_PURGE",
+)  # fmt: skip
 
 _queues = functools.partial(click.option, cls=Option, section="Queues")
 _pool = functools.partial(click.option, cls=Option, section="Pool")
@@ -137,7 +142,7 @@ def worker(
     """Run a worker.
 
     TERM or ^C stops it after the running tasks; a second one stops at once. The exit code is 0 after the first, 1
-    after the second.
+    after the second. HUP starts it anew after the running tasks, in the same process.
     """
     obj: Globals = ctx.obj
     if executable:
@@ -158,7 +163,11 @@ def worker(
         "worker_send_task_events": "yes" if task_events else None,
     }  # fmt: skip
     _override(ctx, app, values, include, settings)
-    ctx.exit(_run(obj, app, background, pidfile, **options))
+    code, is_restart = _run(obj, app, background, pidfile, **options)
+    # The end of a terminal is no wish for another worker.
+    if is_restart and not (sys.__stdout__ and sys.__stdout__.isatty()):
+        run_again(obj.argv, obj.start_directory, DONE_ONCE)
+    ctx.exit(code)
 
 
 def _run(
@@ -167,7 +176,7 @@ def _run(
     purge_first: bool, autoscale: tuple[int, int] | None, health_file: str | None, http: tuple[str, int] | None,
     without_heartbeat: bool, heartbeat_interval: float, with_beat: bool, schedule_filename: str | None,
     scheduler: str | None,
-) -> int:  # fmt: skip
+) -> tuple[int, bool]:  # fmt: skip
     from amqptasks.worker.worker import Worker, node_name
 
     node = node_name(hostname)
@@ -196,8 +205,8 @@ def _run(
             # Sent when all that can be wrong from the start has been found, and before children are forked.
             signals.worker_init.connect(lambda *_args, **_kwargs: _let_go(obj, background, node, log), weak=False)
         if not with_beat:
-            return running.run()
-        return _run_with_beat(app, running, schedule_filename, scheduler)
+            return running.run(), running.is_restart
+        return _run_with_beat(app, running, schedule_filename, scheduler), running.is_restart
 
 
 def _run_with_beat(app: App, running: Worker, filename: str | None, scheduler: str | None) -> int:

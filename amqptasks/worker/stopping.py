@@ -70,10 +70,12 @@ class Stopping:
 
     Attributes:
         exit_code: What the process is to end with.
+        is_restart: It is to be started again then: it stops because of HUP.
     """
 
     def __init__(self, parts: Parts) -> None:
         self.exit_code = EXIT_OK
+        self.is_restart = False
         self._parts = parts
         self._phase = RUNNING
         self._deadline: float | None = None
@@ -99,7 +101,11 @@ class Stopping:
 
         for number, handler in (
             (signal.SIGTERM, ask), (signal.SIGINT, ask), (signal.SIGQUIT, ask), (signal.SIGCHLD, child),
+            (signal.SIGHUP, ask),
         ):  # fmt: skip
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                # It was started by nohup.
+                continue
             self._old_signals[number] = signal.signal(number, handler)
 
     def restore_signals(self) -> None:
@@ -119,6 +125,13 @@ class Stopping:
         if number == signal.SIGTERM and os.environ.get(REMAP_VARIABLE, "").upper() == "SIGQUIT":
             number = signal.SIGQUIT
         name = signal.Signals(number).name
+        if number == signal.SIGHUP:
+            if self._phase == RUNNING:
+                self.is_restart = True
+                self.warm(name)
+            return
+        # Whoever wants it to end now does not want it to begin again.
+        self.is_restart = False
         if self._phase == RUNNING and number != signal.SIGQUIT:
             self.warm(name, is_interrupt=number == signal.SIGINT)
         elif self._phase in (RUNNING, WARM):

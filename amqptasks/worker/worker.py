@@ -451,6 +451,11 @@ class Worker:
             self._dispatcher.schedule()
         self._dispatcher.is_paused = paused
 
+    @property
+    def is_restart(self) -> bool:
+        """Whether the worker has ended in order to be started again, because of HUP."""
+        return self._stopping.is_restart and self._stopping.exit_code == 0
+
     def set_time_limits(self, name: str, *, hard: float | None = None, soft: float | None = None) -> None:
         """Change the time limits of a task, in seconds, for every call of it that begins from now on, whatever the
         call says; for the task's own and those of calls to hold again there is no order. On the loop's thread.

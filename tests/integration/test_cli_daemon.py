@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import Shell, environment
+from tests.command import Shell, Terminal, environment
 from tests.running import Workshop
 from tests.support import eventually
 
@@ -86,6 +86,46 @@ def test_a_worker_goes_to_the_background_and_comes_to_its_end(shop: Daemons) -> 
     shop.gone(pid)
     assert not (shop.directory / "w.pid").exists()
     assert "warm shutdown" in log.read_text()
+
+
+def test_hup_starts_a_worker_anew_after_what_runs(shop: Daemons) -> None:
+    # Given a worker in the background, started with an order to purge, that runs a task
+    log = shop.directory / "w.log"
+    shop.command("-D", "-c", "1", "--purge", "--pidfile", "w.pid", "-f", "w.log", "-l", "INFO")
+    pid = shop.pid()
+    child, parent, *_ = shop.tasks.who.delay().get(timeout=20)
+    # When it is told to hang up, and a message comes meanwhile / Then it is the same process with new children
+    os.kill(pid, signal.SIGHUP)
+    result = shop.tasks.who.delay()
+    eventually(lambda: log.read_text().count(" ready.") == 2, 30)
+    new_child, new_parent, *_ = result.get(timeout=20)
+    assert (parent, new_parent, shop.pid()) == (pid, pid, pid) and new_child != child
+    assert "SIGHUP: warm shutdown" in log.read_text()
+    # And again, until it is told to stop
+    os.kill(pid, signal.SIGHUP)
+    eventually(lambda: log.read_text().count(" ready.") == 3, 30)
+    os.kill(pid, signal.SIGTERM)
+    shop.gone(pid)
+    assert not (shop.directory / "w.pid").exists()
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_the_end_of_a_terminal_ends_its_worker_unless_by_nohup(shop: Daemons, nohup: bool) -> None:
+    # Given a worker in a terminal / When that is closed
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        terminal = Terminal(shop.directory, "-A", shop.project.name, "worker", "-c", "1")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with terminal:
+        terminal.expect("ready.")
+        terminal.process.send_signal(signal.SIGHUP)
+        if nohup:
+            # Then it does not care, if that is how it was started
+            assert shop.tasks.who.delay().get(timeout=20)[1] == terminal.process.pid
+            terminal.process.send_signal(signal.SIGTERM)
+        # Else it ends as if it were told to, and does not begin again
+        assert terminal.process.wait(20) == 0
 
 
 def test_what_is_wrong_at_the_start_is_told_in_the_terminal(shop: Daemons) -> None:

@@ -119,8 +119,9 @@ class PreforkPool(Pool):
         # Ctrl-C and service managers signal the whole group: the parent decides what it means. A handler that does
         # nothing, rather than "ignore", which programs started by a task would inherit.
         leave_to_parent = _leaving_to_parent(mark)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
-            signal.signal(number, leave_to_parent)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, leave_to_parent)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         window = SignalWindow(lambda: mark.begun()[0], mark.interrupted)
         window.enter()
