@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from amqptasks.cli.common import CliError, did_you_mean, text_of
 
-__all__ = ["BUILT_IN", "Known", "find", "of_kind"]
+__all__ = ["AMONG_WORKERS", "BUILT_IN", "Known", "find", "of_kind"]
+
+#: Commands that are not for people: workers send them to each other.
+AMONG_WORKERS: Final = frozenset({"election", "hello"})
 
 Converter = Callable[[str], Any]
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from amqptasks.cli.catalogue import BUILT_IN, Known, find, of_kind
+from amqptasks.cli.catalogue import AMONG_WORKERS, BUILT_IN, Known, find, of_kind
 from amqptasks.cli.common import EXIT_FAILED, EXIT_UNAVAILABLE, CliError, Globals, commas, did_you_mean
 from amqptasks.cli.completion import complete_queue, complete_task
 from amqptasks.cli.elements import Command
@@ -155,7 +155,18 @@ def known_command(obj: Globals, kind: str, name: str | None) -> Known:
 
 def own_commands(obj: Globals) -> Iterable[Known]:
     """Return the app's own commands. Imports its modules."""
-    return ()
+    from amqptasks.worker.control.registry import Panel
+
+    if obj.app_name:
+        obj.app().import_modules()
+    return [
+        Known(
+            name, info.type, info.help, info.signature or "", tuple(info.args or ()), info.variadic,
+            timeout_s=info.default_timeout,
+        )
+        for name, info in Panel.meta.items()
+        if info.visible and name not in BUILT_IN and name not in AMONG_WORKERS
+    ]  # fmt: skip
 
 
 def print_commands(obj: Globals, kind: str, as_json: bool) -> None:
@@ -179,7 +190,7 @@ def confirm(text: str, *, force: bool, as_json: bool) -> None:
 
 def complete_command(ctx: click.Context, _param: click.Parameter, part: str) -> list[str]:
     """Complete the name of a command that every worker has."""
-    return sorted(each.name for each in BUILT_IN.values() if each.kind == ctx.info_name and each.name.startswith(part))
+    return [each.name for each in of_kind(str(ctx.info_name), ()) if each.name.startswith(part)]
 
 
 def complete_argument(ctx: click.Context, param: click.Parameter, part: str) -> list[str]:

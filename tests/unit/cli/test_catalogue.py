@@ -5,30 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from celery.worker.control import Panel
+from celery.worker.control import Panel as CeleryPanel
 
-from amqptasks.cli.catalogue import BUILT_IN, Known, find, of_kind
+from amqptasks.cli.catalogue import AMONG_WORKERS, BUILT_IN, Known, find, of_kind
 from amqptasks.cli.common import CliError
+from amqptasks.worker.control import Panel, controlling, inspecting
 
-#: Commands of Celery's that are not for people: workers send them to each other.
-AMONG_WORKERS = {"election", "hello"}
+OURS = {controlling.__name__, inspecting.__name__}
+
 OWN = Known("warm_up", "control", "Warm up.", "<queue> [N=1]", (("queue", None), ("n", int)), "more")
 
 
-def test_they_are_celerys() -> None:
-    # Given the commands of a Celery worker, and what each takes
-    def shape(parameters: Any) -> list[str]:
-        return [name for name, _convert in parameters or ()]
-
-    theirs = {
-        name: (meta.type, meta.signature or "", shape(meta.args), meta.variadic)
-        for name, meta in Panel.meta.items()
+def of_panel(meta: Any) -> dict[str, Any]:
+    return {
+        name: (info.type, info.signature or "", [each for each, _type in info.args or ()], info.variadic)
+        for name, info in meta.items()
         if name not in AMONG_WORKERS
     }
 
-    # Then ours are the same
-    ours = {each.name: (each.kind, each.signature, shape(each.parameters), each.rest) for each in BUILT_IN.values()}
-    assert ours == theirs
+
+def test_they_are_those_of_the_workers_of_both_kinds() -> None:
+    # Given the commands of a worker, and what each takes
+    known = {
+        each.name: (each.kind, each.signature, [name for name, _convert in each.parameters], each.rest)
+        for each in BUILT_IN.values()
+    }
+
+    # Then they are known here, Celery's as ours
+    assert known == of_panel(CeleryPanel.meta)
+    assert known == of_panel({name: info for name, info in Panel.meta.items() if Panel.data[name].__module__ in OURS})
 
 
 @pytest.mark.parametrize(
