@@ -76,14 +76,14 @@ def _run(
     scheduler: str | None, max_interval: float | None, loglevel: str | int, logfile: str | None,
 ) -> int:  # fmt: skip
     from amqptasks.beat.service import Beat, banner
-    from amqptasks.logs import parse_level, setup_worker_logging
 
     node = f"beat@{socket.gethostname()}"
     log = checked_log(logfile, node) if logfile else None
     with Pidfile(expand_path(pidfile, node)) if pidfile else contextlib.nullcontext():
         app.prepare()
-        level = parse_level(loglevel)
-        setup_worker_logging(app.conf, level, logfile, node)
+        app.log.setup(
+            loglevel, logfile, app.conf.worker_redirect_stdouts, app.conf.worker_redirect_stdouts_level, hostname=node
+        )
         app.import_modules()
         running = Beat(app, scheduler=scheduler, max_interval=max_interval, filename=filename)
         if not obj.quiet and sys.__stdout__:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ import pytest
 
 from tests.command import Terminal
 from tests.running import Workshop
-from tests.support import eventually
+from tests.support import ROOT, WorkerProcess, eventually
 
 SOURCE = """
 import logging, warnings
+from amqptasks import signals
 from amqptasks.utils.log import get_task_logger
 
 mine = get_task_logger(__name__)
+
+@signals.beat_init.connect
+def begins(**named):
+    print("beat begins")
 
 @app.task
 def talk(text):
@@ -134,3 +140,18 @@ def test_a_terminal_gets_colours_unless_they_are_not_wanted(shop: Workshop) -> N
         terminal.process.send_signal(signal.SIGTERM)
         assert "\x1b" not in terminal.expect(r"[^\n]*warm shutdown[^\n]*")[0]
         assert terminal.process.wait(20) == 0
+
+
+def test_beat_logs_as_a_worker_does(shop: Workshop, tmp_path: Path) -> None:
+    # Given a beat with a log of JSON, in a program that prints when beat begins
+    log = tmp_path / "beat.log"
+    command = [sys.executable, "-m", "amqptasks", "-A", shop.project.name, "beat", "-l", "INFO", "-f", str(log)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "AMQPTASKS_WORKER_LOG_JSON": "yes"}
+    beat = WorkerProcess(command, directory=shop.directory, log=tmp_path / "printed", env=environment)
+    try:
+        log_of(tmp_path, "beat.log", "beat: Starting...", "beat begins")
+    finally:
+        assert beat.stop() == 0
+    # Then every line is JSON, what is printed among them
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert next(line for line in lines if line["message"] == "beat begins")["level"] == "WARNING"
