@@ -134,6 +134,10 @@ class Leadership:
         if handover.error is not None:
             raise LeadLost(handover.error)
 
+    def give_up(self, reason: str) -> None:
+        """Leave the lead to another, and stand by again."""
+        self._thread.call(lambda: self._link.drop(reason))
+
     def close(self) -> None:
         """Give the lead to another, and disconnect."""
         self._link.close(self._thread, CLOSE_S, grace_s=CLOSE_S / 2)

@@ -141,8 +141,14 @@ class Beat:
             # First what was sent, then the good-bye: the next one leads from here on.
             self._save()
             leadership.close()
-            self.scheduler.close()
+            self._close_scheduler()
         return 0
+
+    def _close_scheduler(self) -> None:
+        try:
+            self.scheduler.close()
+        except Exception:
+            logger.exception("beat: the scheduler's close() failed")
 
     # -- hearing
 
@@ -158,7 +164,13 @@ class Beat:
 
     def _take_in(self, event: Any) -> None:
         if isinstance(event, Led):
-            self._begin(event)
+            try:
+                self._begin(event)
+            except Exception:
+                logger.exception("beat: cannot lead; leaving that to another")
+                self._term = ""
+                assert self._leadership is not None
+                self._leadership.give_up("this beat cannot lead")
         elif isinstance(event, Lost):
             if event.term == self._term:
                 self._end_term(event.reason)
@@ -198,16 +210,16 @@ class Beat:
             if self._term:
                 self._end_term(str(lost))
             return None
-        except Exception:
-            # A scheduler of a user's own, most likely: its database is away.
-            logger.exception("beat: a tick failed; trying again")
-            self.scheduler.outbox.clear()
-            return AFTER_FAULT_S
         return max(wait_s, LEAST_TICK_S - (time.monotonic() - began), 0.0)
 
     def _tick(self) -> float:
         scheduler = self.scheduler
-        wait_s = scheduler.tick()
+        try:
+            wait_s = scheduler.tick()
+        except Exception:
+            # A scheduler of a user's own, most likely: its database is away. What it has decided by then is sent.
+            logger.exception("beat: a tick failed; trying again")
+            wait_s = AFTER_FAULT_S
         orders, self._orders = self._orders, []
         answers = []
         for each in orders:
@@ -255,7 +267,10 @@ class Beat:
         if self.scheduler.should_sync():
             logger.debug("beat: Synchronizing schedule...")
             self._save()
-            self.scheduler.sync()
+            try:
+                self.scheduler.sync()
+            except Exception:
+                logger.exception("beat: the scheduler's sync() failed")
 
     def _save(self) -> None:
         if self._term:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from amqptasks import chord
+from tests.chaos.beats import beats_killed
 from tests.chaos.cluster import leader_killed, majority_lost
 from tests.chaos.leaks import reconnects
 from tests.chaos.packets import Packets
@@ -308,6 +309,7 @@ ROWS: dict[str, Callable[[Scene], Verdict]] = {
     "leader-killed": leader_killed,
     "majority-lost": majority_lost,
     "delays-kept": delays_kept,
+    "beats-killed": beats_killed,
 }
 
 #: Rows that take too long for the tests, at any measure.

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ import pytest
 from amqptasks.beat.entries import firing_id
 from amqptasks.beat.state import State, from_us
 from amqptasks.beat.store import StateFile
+from tests.beats import BeatShop, children, leads
 from tests.proxy import Proxy
-from tests.running import Workshop
-from tests.support import ROOT, WorkerProcess, eventually
+from tests.support import ROOT, eventually
 
 SOURCE = """
     from amqptasks import signals
@@ -47,53 +47,16 @@ SOURCE = """
 """
 
 
-class Shop(Workshop):
-    """A workshop with beats."""
-
-    beats: int = 0
-
-    @property
-    def token(self) -> str:
-        """The queue of the token."""
-        return f"amqptasks.beat.v1.{self.project.name}"
-
-    def beat(self, *arguments: str, env: Mapping[str, str] | None = None) -> WorkerProcess:
-        """Start a beat."""
-        number = self.beats
-        self.beats += 1
-        command = [sys.executable, "-m", "amqptasks", "-A", self.project.name, "beat", "-l", "INFO", *arguments]
-        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"} | dict(env or {})
-        log = self.directory / f"beat{number}.log"
-        process = WorkerProcess(command, directory=self.directory, log=log, env=environment)
-        self.workers.append(process)
-        return process
-
-    def fired(self, entry: str = "second") -> list[str]:
-        """Ids of what ran of an entry, in order."""
-        return [line.split()[1] for line in self.ledger() if line.startswith(f"{entry} ")]
-
-    def fires(self, more: int = 1, entry: str = "second", within_s: float = 20.0) -> None:
-        """Wait until so many more have run."""
-        before = len(self.fired(entry))
-        eventually(lambda: len(self.fired(entry)) >= before + more, within_s)
-
-    def close(self) -> None:
-        """Delete beat's queues too."""
-        self.also_delete(self.token, f"{self.token}.orders")
-        super().close()
-
-
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterator[Shop]:
+def shop(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterator[BeatShop]:
     """A shop with a worker that runs all through."""
-    with Shop(tmp_path_factory.mktemp("beat"), broker_url, SOURCE) as made:
+    with BeatShop(tmp_path_factory.mktemp("beat"), broker_url, SOURCE) as made:
         made.start("-c", "1", level="INFO")
         yield made
 
 
 @pytest.fixture(autouse=True)
-def beats_stopped(shop: Shop) -> Iterator[None]:
+def beats_stopped(shop: BeatShop) -> Iterator[None]:
     """Every test begins without a beat."""
     yield
     for each in shop.workers[1:]:
@@ -101,21 +64,14 @@ def beats_stopped(shop: Shop) -> Iterator[None]:
             each.stop()
 
 
-def leads(beat: WorkerProcess, times: int = 1) -> None:
-    def look() -> None:
-        assert beat.log.count("beat: Leading the schedule") >= times, beat.log
-
-    eventually(look, 20.0)
-
-
-def due_ids(shop: Shop, anchor: datetime, count: int) -> list[str]:
+def due_ids(shop: BeatShop, anchor: datetime, count: int) -> list[str]:
     return [
         firing_id(shop.project.name, "second", anchor + timedelta(seconds=0.5 * number))
         for number in range(1, count + 1)
     ]
 
 
-def remembered(shop: Shop) -> State:
+def remembered(shop: BeatShop) -> State:
     """What a beat that was stopped has written down."""
     file = StateFile(str(shop.directory / "amqptasks-schedule"), shop.project.name)
     state = file.load()
@@ -124,7 +80,7 @@ def remembered(shop: Shop) -> State:
     return state
 
 
-def test_it_sends_while_another_stands_by_and_takes_over_when_that_dies(shop: Shop) -> None:
+def test_it_sends_while_another_stands_by_and_takes_over_when_that_dies(shop: BeatShop) -> None:
     # Given two beats
     first = shop.beat()
     leads(first)
@@ -148,7 +104,7 @@ def test_it_sends_while_another_stands_by_and_takes_over_when_that_dies(shop: Sh
     assert "beat: Starting..." in second.log and "Scheduler: Sending due task second" in second.log
 
 
-def test_a_leader_that_was_frozen_sends_nothing_more(shop: Shop) -> None:
+def test_a_leader_that_was_frozen_sends_nothing_more(shop: BeatShop) -> None:
     # Given a leader and one that stands by
     first = shop.beat()
     leads(first)
@@ -172,7 +128,7 @@ def test_a_leader_that_was_frozen_sends_nothing_more(shop: Shop) -> None:
     assert len(fired) == len(set(fired))
 
 
-def test_what_is_no_token_is_set_aside(shop: Shop) -> None:
+def test_what_is_no_token_is_set_aside(shop: BeatShop) -> None:
     # Given garbage in the queue of the token, and a leader
     first = shop.beat()
     leads(first)
@@ -196,7 +152,7 @@ def test_what_is_no_token_is_set_aside(shop: Shop) -> None:
     shop.fires(1)
 
 
-def test_a_lost_token_is_made_anew_of_the_file(shop: Shop) -> None:
+def test_a_lost_token_is_made_anew_of_the_file(shop: BeatShop) -> None:
     # Given a beat that was stopped, which writes its file, and a broker that has lost the token
     first = shop.beat()
     leads(first)
@@ -219,7 +175,7 @@ def test_a_lost_token_is_made_anew_of_the_file(shop: Shop) -> None:
     shop.fires(1)
 
 
-def test_the_leader_carries_out_orders(shop: Shop) -> None:
+def test_the_leader_carries_out_orders(shop: BeatShop) -> None:
     # Given a leader
     leads(shop.beat())
     orders = shop.token + ".orders"
@@ -244,7 +200,7 @@ def test_the_leader_carries_out_orders(shop: Shop) -> None:
     shop.fires(1)
 
 
-def test_a_worker_does_not_run_again_what_beat_has_sent_twice(shop: Shop) -> None:
+def test_a_worker_does_not_run_again_what_beat_has_sent_twice(shop: BeatShop) -> None:
     # Given a task as beat sends it
     headers = {"lang": "py", "task": f"{shop.project.name}.tick", "id": "beat-7", "celery_beat_task": True}
     body = json.dumps([["twice"], {}, None]).encode()
@@ -261,7 +217,7 @@ def test_a_worker_does_not_run_again_what_beat_has_sent_twice(shop: Shop) -> Non
     assert len(shop.fired("twice")) == 3
 
 
-def test_a_worker_can_have_beat_beside_it(shop: Shop) -> None:
+def test_a_worker_can_have_beat_beside_it(shop: BeatShop) -> None:
     # Given a worker with beat
     worker = shop.start("-c", "1", "-B", "-s", "embedded-schedule")
     worker.wait_for("beat: Leading the schedule")
@@ -284,13 +240,6 @@ def test_a_worker_can_have_beat_beside_it(shop: Shop) -> None:
     eventually(lambda: not any(alive(pid) for pid in (keeper, *beat)))
 
 
-def children(pid: int) -> list[int]:
-    try:
-        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
-
-
 def alive(pid: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
@@ -300,7 +249,7 @@ def alive(pid: int) -> bool:
 
 def test_it_starts_without_a_broker_and_says_so(tmp_path: Path, broker_url: str) -> None:
     # Given a port where nothing listens yet
-    with Proxy(broker_url) as proxy, Shop(tmp_path, broker_url, SOURCE) as shop:
+    with Proxy(broker_url) as proxy, BeatShop(tmp_path, broker_url, SOURCE) as shop:
         proxy.refuse()
         beat = shop.beat(env={"AMQPTASKS_BROKER_URL": proxy.url})
         beat.wait_for("beat: cannot connect to .*Trying again")
@@ -317,6 +266,40 @@ def test_it_starts_without_a_broker_and_says_so(tmp_path: Path, broker_url: str)
         eventually(lambda: shop.waiting() > before)
 
 
+def test_a_scheduler_of_ones_own_that_fails_does_not_end_beat(tmp_path: Path, broker_url: str) -> None:
+    # Given a scheduler whose table cannot be read at first, and whose tick fails now and then after it has sent
+    source = (
+        SOURCE
+        + """
+    from amqptasks.beat import PersistentScheduler
+
+    class Moody(PersistentScheduler):
+        restored = ticks = 0
+
+        def restore(self, state):
+            self.restored += 1
+            if self.restored == 1:
+                raise OSError("the database is away")
+            super().restore(state)
+
+        def tick(self):
+            self.ticks += 1
+            wait = super().tick()
+            if self.ticks % 3 == 0:
+                raise OSError("and again")
+            return wait
+    """
+    )
+    with BeatShop(tmp_path, broker_url, source) as shop:
+        # When it leads / Then it leaves that to another, or tries again, and sends all that is due
+        beat = shop.beat("-S", f"{shop.project.name}:Moody")
+        beat.wait_for("beat: cannot lead; leaving that to another")
+        beat.wait_for("beat: a tick failed; trying again")
+        eventually(lambda: shop.waiting() >= 4)
+        sent = [shop.take(shop.queue) for _ in range(4)]
+        assert len({found.headers["id"] for found in sent if found is not None}) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -328,7 +311,7 @@ def test_it_starts_without_a_broker_and_says_so(tmp_path: Path, broker_url: str)
         (["--uid", "nobody-of-that-name"], "no user"),
     ],
 )
-def test_mistakes_are_told_on_one_line(shop: Shop, arguments: list[str], words: str) -> None:
+def test_mistakes_are_told_on_one_line(shop: BeatShop, arguments: list[str], words: str) -> None:
     # Given a command line with a mistake / When it is run / Then one line says what, and the exit code is 2
     command = [sys.executable, "-m", "amqptasks", "-A", shop.project.name, "beat", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
