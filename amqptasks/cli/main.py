@@ -32,6 +32,7 @@ COMMANDS = (
     "control",
     "dead",
     "doctor",
+    "graph",
     "health",
     "inspect",
     "list",
