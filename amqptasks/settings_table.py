@@ -328,6 +328,7 @@ _TASKS: Final = (
         "Type of the queues that hold delayed tasks; classic: faster, may lose.",
         ours="new",
     ),
+    _S("delay_index", boolean, True, "Note what is delayed, for `inspect scheduled`.", ours="new"),
 )
 
 _RESULTS: Final = (

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from amqptasks import signals
 from amqptasks.app import context
+from amqptasks.app.delaying import note_delayed
 from amqptasks.app.eager import call_eagerly
 from amqptasks.app.gathering import Bulk, Collected, Collector, Held, Letter, current_bulk, current_collector
 from amqptasks.app.options import (
@@ -104,6 +105,8 @@ class _State:
     waiting: Waiting
     #: Whether calls run at once, in the caller (``task_always_eager``).
     is_eager: bool
+    #: Whether delayed calls are noted (``delay_index``).
+    is_indexed: bool
     plans: dict[str, Plan] = field(default_factory=dict)
     needs: dict[str, tuple[Queue, Need]] = field(default_factory=dict)
 
@@ -194,6 +197,8 @@ class Sender:
             if is_awaited:
                 backend.unexpect(task_id)
             raise
+        if encoded.readdress is not None and state.is_indexed and due is not None:
+            note_delayed(self._app.publisher, self.conf, name, task_id, due, routing_key, message.headers)
         if plan.is_told:
             self._tell_sent(plan, name, task_id, message)
         if signals.after_task_publish:
@@ -397,7 +402,7 @@ class Sender:
             from amqptasks.broker.delays import Ladder, Waiting
 
             waiting = Waiting(Ladder(conf.task_queue_prefix, conf.delay_queue_type))
-            state = _State(conf.version, Routing(conf), waiting, bool(conf.task_always_eager))
+            state = _State(conf.version, Routing(conf), waiting, bool(conf.task_always_eager), bool(conf.delay_index))
             self._state = state
         return state
 

@@ -274,6 +274,9 @@ class QueueConsumer:
 
     def _opened(self, channel: Channel) -> None:
         if channel.connection is not self._connection:
+            if channel.is_open:
+                # Asked for before `end`.
+                channel.close()
             return
         self.epoch += 1
         self._channel = channel

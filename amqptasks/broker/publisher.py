@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Outgoing
 from amqptasks.broker.declarer import Declarer
@@ -24,6 +25,9 @@ from amqptasks.broker.needs import Need, PublishPolicy
 from amqptasks.broker.parameters import Endpoint
 from amqptasks.exceptions import BrokerUnavailable, EncodeError, MaybeSent, NotSent, OperationalError
 from amqptasks.wire.message import EncodedMessage
+
+if TYPE_CHECKING:
+    from amqptasks.broker.delay_index import DelayIndex
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +113,8 @@ class Publisher:
         self._confirm = confirm
         self._buffer = buffer
         self._backoff = backoff or Backoff(max_s=1.0)
+        #: What notes delayed calls, once there are any. Whoever sends them makes it.
+        self.index: DelayIndex | None = None
         self._reset()
         thread.on_fork(self._forget_after_fork)
         _publishers.add(self)
@@ -131,6 +137,8 @@ class Publisher:
     def _forget_after_fork(self) -> None:
         if self._link is not None:
             self._link.abandon()
+        # What it has collected is the parent's to send.
+        self.index = None
         self._reset()
 
     # -- sending
@@ -220,6 +228,16 @@ class Publisher:
 
         self._hand_over(Outgoing(message, needs, on_done, mandatory=False, is_impatient=True))
         return True
+
+    def note(self, message: EncodedMessage, needs: tuple[Need, ...]) -> None:
+        """Hand over a message that nobody waits for, and that is one for many others: it takes no place of theirs."""
+        if self._targets is None:
+            self._targets = self._endpoints()
+        self._hand_over(Outgoing(message, needs, _on_noted))
+
+    def call_later(self, wait_s: float, callback: Callable[[], None]) -> None:
+        """Call from the connection's thread after so many seconds."""
+        self._thread.call(lambda: self._thread.loop().call_later(wait_s, callback))
 
     def finish(self, sending: Sending, deadline: float) -> None:
         """Wait until a submitted message is confirmed, trying again as its policy says. ``deadline`` is monotonic
@@ -416,6 +434,8 @@ class Publisher:
         """
         if self._targets is None or self._thread.is_current:
             return
+        if self.index is not None:
+            self.index.flush()
         idle = threading.Event()
         deadline = time.monotonic() + timeout_s
 
@@ -442,6 +462,11 @@ class Publisher:
                 left_s = max(CLOSE_TIMEOUT_S, deadline - time.monotonic())
                 self._link.close(self._thread, left_s, grace_s=left_s)
         self._link = self._channel = self._declarer = self._targets = None
+
+
+def _on_noted(_out: Outgoing, error: OperationalError | EncodeError | None) -> None:
+    if error is not None:
+        logger.debug("A message that nobody waits for was lost: %s", error)
 
 
 def _close_all() -> None:

@@ -7,6 +7,7 @@ channel has gone.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from amqptasks import signals
 from amqptasks.app.app import App
@@ -68,6 +69,8 @@ class Deliveries:
         self._follow_ups = FollowUps(app, hostname, stores_later=True)
         self.terminations = Terminations(loop, dispatcher)
         self.ledger = Ledger()
+        #: Called with a task that goes into the delay ladder, and for how many milliseconds.
+        self.on_postponed: Callable[[Request, float], None] = lambda request, delay_ms: None
         self._events = events
         self._failures = Failures(app, self._follow_ups, events)
         self.time_limits = TimeLimits(app.conf.task_time_limit, app.conf.task_soft_time_limit)
@@ -257,6 +260,7 @@ class Deliveries:
             self.on_delivery(delivery)
 
     def _postpone(self, request: Request, delay_ms: float) -> None:
+        self.on_postponed(request, delay_ms)
         queue = request.delivery.consumer.queue
         sender = self._app.sender
         exchange, routing_key = sender.ladder.address(delay_ms, queue)

@@ -68,6 +68,10 @@ class Ledger:
         """Return the request of this attempt that is waiting or running here, if there is one."""
         return self._running.get(key)
 
+    def has_finished(self, task_id: str) -> bool:
+        """Whether any attempt of a task was settled here. Slow: for people."""
+        return any(key[0] == task_id for key in self._finished)
+
     def is_finished(self, key: Key) -> bool:
         """Whether this attempt was settled here."""
         return key in self._finished

@@ -56,6 +56,8 @@ class Settlement:
         self._hostname = hostname
         self._on_change = on_change
         self._dead_needs: dict[str, Need] = {}
+        #: Called with each message that is sent into the delay ladder.
+        self.on_delayed: Callable[[FollowUp], None] = lambda follow_up: None
         #: Queues of dead letters that were found with other arguments, and told of.
         self._conflicts: set[str] = set()
         #: Deliveries whose messages are not all confirmed.
@@ -233,6 +235,7 @@ class Settlement:
         needs = tuple(self._sender.sending_need(self._sender.routing.queue(name)) for name in follow_up.queues)
         if follow_up.delayed is not None:
             needs += self._sender.delay_needs(follow_up.delayed)
+            self.on_delayed(follow_up)
         if follow_up.is_kept:
             needs += (kept_need(follow_up.message.routing_key, self._sender.conf.result_expires),)
         return needs

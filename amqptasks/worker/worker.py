@@ -252,8 +252,8 @@ class Worker:
 
         state = ControlState(
             self.app, self.hostname, self.loop, self.pool, self.pool_name, self._dispatcher, self._deliveries,
-            self.sizing, self._consumers, self._confirms, self._consume_link, lambda why: self._stopping.warm(why),
-            lambda: self._stopping.has_begun, self.events,
+            self._settlement, self.sizing, self._consumers, self._confirms, self._consume_link,
+            lambda why: self._stopping.warm(why), lambda: self._stopping.has_begun, self.events,
         )  # fmt: skip
         return ControlService(state, self._on_name_taken)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from amqptasks.wire.delayed import Delayed
 from amqptasks.wire.reprs import printable, short_repr
 from amqptasks.wire.revocation import MAX_IDS, Revocation
 from amqptasks.wire.task import MAX_ID_CHARACTERS
 from amqptasks.worker.control import describing
-from amqptasks.worker.control.registry import inspect_command, ok
+from amqptasks.worker.control.registry import Later, inspect_command, ok
 from amqptasks.worker.control.state import ControlState
+from amqptasks.worker.control.waiting import dead_ids, delayed_info, described
 from amqptasks.worker.request import Request
 
 __all__ = ["known_tasks"]
@@ -179,7 +181,14 @@ def reserved(state: ControlState, safe: Any = False, **kwargs: Any) -> Any:
 @inspect_command(alias="dump_schedule")
 def scheduled(state: ControlState, **kwargs: Any) -> Any:
     """List of currently scheduled ETA/countdown tasks."""
-    return []
+    reader = state.delays
+    if reader is None:
+        return []
+
+    def begin(done: Callable[[Any], None]) -> None:
+        reader.ask(lambda calls: done([delayed_info(state, call) for call in calls[:MAX_TASKS]]))
+
+    return Later(begin)
 
 
 @inspect_command(alias="dump_revoked")
@@ -191,12 +200,38 @@ def revoked(state: ControlState, **kwargs: Any) -> Any:
 @inspect_command(variadic="ids", signature="[id1 [id2 [... [idN]]]]")
 def query_task(state: ControlState, ids: Any, **kwargs: Any) -> Any:
     """Query for task information by id."""
-    wanted = dict.fromkeys([ids] if isinstance(ids, str) else list(ids or ()))
-    return {
-        request.id: [what, describing.task(state, request, started=started, pid=pid)]
-        for what, request, started, pid in known_tasks(state)
-        if request.id in wanted
-    }
+    wanted = {each for each in ([ids] if isinstance(ids, str) else list(ids or ())) if _is_id(each)}
+    found: dict[str, Any] = {}
+    for what, request, started, pid in known_tasks(state):
+        if request.id in wanted:
+            found[request.id] = [what, describing.task(state, request, started=started, pid=pid)]
+
+    def begin(done: Callable[[Any], None]) -> None:
+        """Look at what waits, then at what has ended, then at what is dead; each only for what is not found yet."""
+
+        def seen(calls: Iterable[Delayed]) -> None:
+            for call in calls:
+                if call.id in wanted and call.id not in found:
+                    found[call.id] = ["scheduled", delayed_info(state, call)["request"]]
+            left = wanted - found.keys()
+            if left:
+                dead_ids(state, left, buried)
+            else:
+                done(found)
+
+        def buried(dead: Mapping[str, Any]) -> None:
+            found.update((task_id, ["dead", info]) for task_id, info in dead.items())
+            for task_id in wanted - found.keys():
+                if state.deliveries.ledger.has_finished(task_id):
+                    found[task_id] = ["ready", described(state, task_id, acknowledged=True)]
+            done(found)
+
+        if state.delays is None:
+            seen(())
+        else:
+            state.delays.ask(seen)
+
+    return Later(begin) if wanted - found.keys() else found
 
 
 # ---- memory

@@ -9,6 +9,7 @@ from typing import Any, Final
 from amqptasks.broker.confirms import Outgoing
 from amqptasks.broker.consumer import Delivery, QueueConsumer
 from amqptasks.broker.declarer import Declarer
+from amqptasks.broker.delay_index import DelayIndex
 from amqptasks.broker.link import Connection
 from amqptasks.broker.mailbox import MailboxNames, reply_need
 from amqptasks.exceptions import ContentError, EncodeError, OperationalError, TopologyConflict
@@ -19,6 +20,7 @@ from amqptasks.worker.control import controlling, describing, inspecting
 from amqptasks.worker.control.claim import NameClaim
 from amqptasks.worker.control.registry import Later, Panel
 from amqptasks.worker.control.state import ControlState
+from amqptasks.worker.control.waiting import DelayReader, noting
 
 __all__ = ["ControlService"]
 
@@ -52,6 +54,11 @@ class ControlService:
         self._consumer: QueueConsumer | None = None
         self._replies = 0
         self._is_over = False
+        self._delays: DelayReader | None = None
+        self._index: DelayIndex | None = None
+        if conf.delay_index:
+            state.delays = self._delays = DelayReader(state)
+            self._index, state.deliveries.on_postponed, state.settlement.on_delayed = noting(state)
         self._claim = NameClaim(state, self._names, self._serializer, refuse)
 
     # -- the connection
@@ -70,11 +77,15 @@ class ControlService:
         self._claim.up(declarer, version, queue, then)
 
     def up(self, connection: Connection, declarer: Declarer, version: tuple[int, ...] | None) -> None:
-        """Nothing: `claim` has done it."""
+        """Read notes of delayed calls over this connection too. What else there is to do, `claim` has done."""
+        if self._delays is not None:
+            self._delays.up(connection, declarer, version)
 
     def down(self, reason: str) -> None:
         """Forget the connection."""
         self._claim.down()
+        if self._delays is not None:
+            self._delays.down()
         if self._consumer is not None:
             self._consumer.down(reason)
             self._consumer = None
@@ -86,11 +97,15 @@ class ControlService:
         """Take no more commands, and leave the name to another worker. What was asked is answered."""
         self._is_over = True
         self._claim.release()
+        if self._delays is not None:
+            self._delays.down()
         if self._consumer is not None:
             self._consumer.stop_consuming()
 
     def close(self) -> None:
-        """Nothing: the queue ends with the connection."""
+        """Send off the last notes of delayed calls. The queue ends with the connection."""
+        if self._index is not None:
+            self._index.flush()
 
     def _on_refused(self, _consumer: QueueConsumer, conflict: TopologyConflict) -> None:
         logger.error("Remote commands cannot be answered: %s", conflict)

@@ -11,10 +11,12 @@ from amqptasks.app.app import App
 from amqptasks.broker.confirms import ConfirmChannel
 from amqptasks.broker.link import Link
 from amqptasks.broker.loop import Loop
+from amqptasks.wire.delayed import Delayed
 from amqptasks.worker.consumers import Consumers
 from amqptasks.worker.deliveries import Deliveries
 from amqptasks.worker.dispatch import Dispatcher
 from amqptasks.worker.pools.pool import Pool
+from amqptasks.worker.settlement import Settlement
 from amqptasks.worker.sizing import Sizing
 
 __all__ = ["ControlState", "EventSwitch"]
@@ -37,6 +39,13 @@ class EventSwitch(Protocol):
         """Send a heartbeat now."""
 
 
+class DelayTeller(Protocol):
+    """What commands ask of the notes of delayed calls."""
+
+    def ask(self, then: Callable[[list[Delayed]], None]) -> None:
+        """Call ``then`` with the calls that wait for this worker's queues."""
+
+
 @dataclass(slots=True, eq=False)
 class ControlState:
     """The first argument of every command. Belongs to the loop's thread.
@@ -57,6 +66,7 @@ class ControlState:
     pool_name: str
     dispatcher: Dispatcher
     deliveries: Deliveries
+    settlement: Settlement
     sizing: Sizing
     consumers: Consumers
     confirms: ConfirmChannel
@@ -64,6 +74,8 @@ class ControlState:
     stop: Callable[[str], None]
     is_stopping: Callable[[], bool]
     events: EventSwitch | None = None
+    #: What tells of delayed calls; None where they are not noted (``delay_index``).
+    delays: DelayTeller | None = None
     started_at: float = field(default_factory=time.monotonic)
     #: What commands keep between calls, by names of their own.
     memory: dict[str, Any] = field(default_factory=dict)
