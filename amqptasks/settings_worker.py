@@ -171,7 +171,7 @@ WORKER: Final = (
         "KiB of resident memory after which a child is replaced.",
     ),
     _S("worker_disable_rate_limits", boolean, False, "Ignore rate limits."),
-    _S("worker_enable_remote_control", boolean, True, "Answer inspect and control commands.", "later"),
+    _S("worker_enable_remote_control", boolean, True, "Answer inspect and control commands."),
     _S("worker_send_task_events", boolean, False, "Emit events that monitors read.", "now"),
     _S("worker_direct", boolean, False, "Each worker also consumes a queue of its own, `<hostname>.dq2`."),
     _S(
@@ -193,7 +193,7 @@ WORKER: Final = (
         False,
         "End running late-ack tasks when the connection is lost: the broker gives them to any worker at once.",
     ),
-    _S("worker_pool_restarts", boolean, False, "Allow the pool_restart command.", "later"),
+    _S("worker_pool_restarts", boolean, False, "Allow the pool_restart command."),
     _S(
         "worker_disable_prefetch",
         boolean,
@@ -261,17 +261,16 @@ WORKER: Final = (
 )
 
 CONTROL: Final = (
-    _S("control_exchange", _NAME, "celery", "Exchange of remote commands, before '.pidbox'.", "later"),
-    _S("control_queue_ttl", seconds().or_none(), 300.0, "Seconds a command may wait for its worker.", "later"),
+    _S("control_exchange", _NAME, "celery", "Exchange of remote commands, before '.pidbox'."),
+    _S("control_queue_ttl", seconds().or_none(), 300.0, "Seconds a command may wait for its worker."),
     _S(
         "control_queue_expires",
         seconds().or_none(),
         10.0,
         "Seconds until the queue of a gone worker is deleted.",
-        "later",
     ),
-    _S("control_queue_exclusive", boolean, True, "Command queues belong to one connection.", "later"),
-    _S("control_queue_durable", boolean, False, "Command queues survive a restart of the broker.", "later"),
+    _S("control_queue_exclusive", boolean, True, "Command queues belong to one connection."),
+    _S("control_queue_durable", boolean, False, "Command queues survive a restart of the broker."),
     _S("event_exchange", _NAME, "celeryev", "Exchange of events.", "now"),
     _S("event_serializer", text(), "json", "How events are written.", "now"),
     _S("event_queue_prefix", text(100), "celeryev", "First word of the names of monitors' queues.", "now"),

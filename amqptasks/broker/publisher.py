@@ -276,9 +276,9 @@ class Publisher:
                 stop_never,
                 wait_incrementing,
             )
-        except OSError as error:
+        except OSError as shortage:
             # A program that may open nothing more cannot read modules either.
-            return Interrupted(f"{first}; it cannot be tried again: {error}", written=first.written)
+            return Interrupted(f"{first}; it cannot be tried again: {shortage}", written=first.written)
 
         policy = sending.policy
         may_be_stored = first.written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections import deque
 from collections.abc import Callable
 
 from amqptasks.broker.loop import Loop
@@ -19,6 +20,8 @@ logger = logging.getLogger(TASK_LOGGER + ".trace.worker")
 #: How often, and after which pause in seconds, it is tried to end a task that cannot be ended at this moment.
 TRIES = 20
 AGAIN_S = 0.1
+#: How many of the tasks that were ended are remembered.
+REMEMBERED = 1000
 #: In the place of a signal: the task was not revoked. Its message is the broker's again, and is run anew.
 CANCELLED = 0
 
@@ -35,6 +38,8 @@ class Terminations:
         self._loop = loop
         self._dispatcher = dispatcher
         self._ordered: dict[Request, int] = {}
+        #: The tasks that were ended last, by id. An order may come twice: kept in the broker, and as a command.
+        self.ended: deque[str] = deque(maxlen=REMEMBERED)
 
     def order(self, revocation: Revocation, tries: int = TRIES) -> None:
         """End the running tasks that a revocation names."""
@@ -45,6 +50,7 @@ class Terminations:
                 continue
             self._ordered[request] = number
             if self.terminate(slot, request, number):
+                self.ended.append(request.id)
                 logger.warning("Terminating %s[%s] (%s)", request.task_name, request.id, number.name)
             else:
                 del self._ordered[request]

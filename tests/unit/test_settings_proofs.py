@@ -29,9 +29,19 @@ _RECEIVER = "unit/events/test_receiver.py::test_the_settings_say_what_queue_a_re
 _LOGS = "unit/test_logs.py::"
 _BEAT = "unit/beat/test_scheduler.py::"
 _SIGNED = "unit/wire/test_signed.py::"
+_CONTROL = "integration/test_control.py::"
 _ROUTING = "unit/app/test_routing.py::"
 
 PROOFS = {
+    # Remote control
+    "control_exchange": f"{_CONTROL}test_the_answers_of_200_workers_are_gathered",
+    "control_queue_ttl": f"{_CONTROL}test_the_queue_of_commands_is_as_the_settings_say",
+    "control_queue_expires": f"{_CONTROL}test_the_queue_of_commands_is_as_the_settings_say",
+    "control_queue_exclusive": f"{_CONTROL}test_a_worker_can_be_without_remote_control_or_with_a_queue_that_stays",
+    "control_queue_durable": f"{_CONTROL}test_a_worker_can_be_without_remote_control_or_with_a_queue_that_stays",
+    "worker_enable_remote_control": f"{_CONTROL}test_a_worker_can_be_without_remote_control_or_with_a_queue_that_stays",
+    "worker_pool_restarts": f"{_CONTROL}test_the_pool_grows_shrinks_and_is_restarted",
+    "delay_index": f"{_CONTROL}test_nothing_is_noted_of_delays_where_that_is_not_wanted",
     # General
     "accept_content": f"{_EFFECTS}test_content_that_is_not_accepted_is_not_read",
     "result_accept_content": f"{_EFFECTS}test_an_answer_is_read_if_its_content_is_accepted",

@@ -41,6 +41,7 @@ def revoke(state: ControlState, task_id: Any, terminate: Any = False, signal: An
     ids = _ids(task_id)
     # Before anything is ended: then it is nobody's any more.
     known = {request.id for _state, request, _started, _pid in known_tasks(state)}
+    known.update(state.deliveries.terminations.ended)
     name = _signal_name(signal)
     for start in range(0, len(ids), MAX_IDS):
         part = tuple(ids[start : start + MAX_IDS])
