@@ -124,7 +124,11 @@ def test_a_long_answer_arrives_whole_and_a_slow_visitor_holds_nobody_up(
     assert answer(loop, slow).endswith(LONG.encode())
 
 
-def test_a_request_without_end_is_cut_off(loop: Loop, server: StatusServer, visitors: list[socket.socket]) -> None:
+def test_a_request_without_end_is_cut_off(
+    loop: Loop, server: StatusServer, visitors: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By its length, long before its time is over.
+    monkeypatch.setattr(status_server, "PATIENCE_S", 600.0)
     sock = visit(server, visitors, b"GET /hello HTTP/1.1\r\n" + b"x" * (2 * MAX_REQUEST))
     assert answer(loop, sock) == b""
 
