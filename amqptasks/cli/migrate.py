@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqptasks.cli.common import EXIT_FAILED, CliError, Globals, commas, did_you_mean, plural
+from amqptasks.cli.completion import complete_queues, complete_task
 from amqptasks.cli.elements import Command, json_option
 from amqptasks.entities import Broadcast
 
@@ -73,10 +74,11 @@ class Move:
 @click.option("-a", "--ack-messages", is_flag=True, help="Accepted for Celery's sake: messages are moved, not copied.")
 @click.option("--copy", "is_copy", is_flag=True, help="Leave them at the source too. Both will be run.")
 @click.option(
-    "-T", "--tasks", callback=commas, metavar="A,B", help="Only these tasks; * stands for anything."
+    "-T", "--tasks", callback=commas, metavar="A,B", shell_complete=complete_task,
+    help="Only these tasks; * stands for anything.",
 )  # fmt: skip
 @click.option(
-    "-Q", "--queues", callback=commas, metavar="A,B:C",
+    "-Q", "--queues", callback=commas, metavar="A,B:C", shell_complete=complete_queues,
     help="Only these queues; B:C moves what is in B to C. The app's queues without.",
 )  # fmt: skip
 @click.option("-F", "--forever", is_flag=True, help="Go on with what comes, until ^C or TERM.")

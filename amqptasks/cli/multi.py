@@ -189,9 +189,7 @@ def names(obj: Globals, /, words: Sequence[str], as_json: bool) -> None:
 @_nodes_command("expand", "Fill in a template for each.", "amqptasks multi expand /var/run/%n.pid 4", is_read=True)
 def expand(obj: Globals, /, words: Sequence[str], as_json: bool) -> None:
     """Fill in a template for each worker: the first word. %n is its name, %h its host, %d the domain, %p name@host."""
-    if not words:
-        raise CliError("which template? amqptasks multi expand /var/run/%n.pid 4")
-    template, *rest = words
+    template, rest = _first(obj, words, "which template? amqptasks multi expand /var/run/%n.pid 4")
     _print(as_json, {node.name: node.expand(template) for node in _read(obj, rest)[0]}, str)
 
 
@@ -201,9 +199,7 @@ def get(obj: Globals, /, words: Sequence[str], as_json: bool) -> None:
 
     The exit code is 1 if it is not among the nodes.
     """
-    if not words:
-        raise CliError("which node? amqptasks multi get celery2@host 4")
-    wanted, *rest = words
+    wanted, rest = _first(obj, words, "which node? amqptasks multi get celery2@host 4")
     nodes = {node.name: node for node in _read(obj, rest)[0]}
     found = nodes.get(wanted) or next((each for name, each in nodes.items() if name.partition("@")[0] == wanted), None)
     if found is None:
@@ -215,6 +211,16 @@ def get(obj: Globals, /, words: Sequence[str], as_json: bool) -> None:
 def help_() -> None:
     """Show how nodes and options are written, by examples."""
     click.echo(HELP)
+
+
+def _first(obj: Globals, words: Sequence[str], question: str) -> tuple[str, Sequence[str]]:
+    """Return the first word, which is no node, and the others."""
+    if words and words[0].startswith("-"):
+        # A slip in an option is told as such.
+        _read(obj, words)
+    if not words or words[0].startswith("-"):
+        raise CliError(question)
+    return words[0], words[1:]
 
 
 def _print(as_json: bool, found: dict[str, Any], shown: Callable[[Any], str]) -> None:
