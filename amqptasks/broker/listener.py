@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from amqptasks.broker.admin import Admin, Refused, _turn
@@ -149,6 +149,13 @@ class Listener(Admin):
     def take(self) -> Heard | None:
         """Return the oldest message that has come and was not taken; None if there is none."""
         return self._heard.popleft() if self._heard else None
+
+    def pauses(self, seconds: float, every_s: float) -> Iterator[None]:
+        """Wait for so long, giving control back every ``every_s`` seconds: for whoever is to connect again."""
+        until = time.monotonic() + seconds
+        while (left_s := until - time.monotonic()) > 0:
+            time.sleep(min(left_s, every_s))
+            yield
 
     def wake_by(self, descriptor: int) -> None:
         """Let `wait` return early when something can be read there, such as a key that was pressed."""

@@ -32,6 +32,7 @@ COMMANDS = (
     "control",
     "dead",
     "doctor",
+    "events",
     "graph",
     "health",
     "inspect",
