@@ -7,6 +7,7 @@ An answer can be read as often as wanted, by any thread, but only in the process
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -47,6 +48,8 @@ PREFETCH = 1000
 ACK_DELAY_S = 0.02
 #: So many old places are looked at to find one that can be given up.
 OLD_PLACES = 16
+#: So many ids are remembered whose results were forgotten.
+MAX_FORGOTTEN = 10_000
 #: How long closing waits for the connection's end, seconds.
 CLOSE_TIMEOUT_S = 1.0
 
@@ -131,6 +134,8 @@ class RpcBackend(ResultBackend):
         self._lock = threading.Lock()
         # Ordered by age: a plain dict takes long to find its oldest key after many were removed.
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
+        # In the order they were forgotten in.
+        self._forgotten: dict[str, None] = {}
         self._link: Link | None = None
         self._consumer: QueueConsumer | None = None
         self._declarer: Declarer | None = None
@@ -185,6 +190,8 @@ class RpcBackend(ResultBackend):
         slots = self._slots
         if task_id in slots:
             return
+        if self._forgotten:
+            self._forgotten.pop(task_id, None)
         slots[task_id] = _Slot()
         if len(slots) > self.options.cache_max:
             self._give_up_old(slots)
@@ -303,7 +310,14 @@ class RpcBackend(ResultBackend):
         self._slots.pop(task_id, None)
 
     def forget(self, task_id: str) -> None:
-        """Drop what came in for a task, and what the broker keeps of it; what comes later is thrown away."""
+        """Drop what came in for a task, and what the broker keeps of it; what comes later is thrown away, unless 10,000
+        other results were forgotten since."""
+        forgotten = self._forgotten
+        forgotten[task_id] = None
+        if len(forgotten) > MAX_FORGOTTEN:
+            with contextlib.suppress(StopIteration, RuntimeError):
+                # Another thread may forget too.
+                forgotten.pop(next(iter(forgotten)), None)
         slot = self._slots.pop(task_id, None)
         if slot is not None:
             _wake_all(slot)
@@ -417,6 +431,8 @@ class RpcBackend(ResultBackend):
         return ResultRecord.from_plain(loads(body, content_type, content_encoding, options.accept, options.limits))
 
     def _take(self, record: ResultRecord) -> None:
+        if record.task_id in self._forgotten:
+            return
         # The queue is this process's own: an answer nobody expected belongs to a task that one of ours has started.
         self.expect(record.task_id)
         slot = self._slots.get(record.task_id)
