@@ -97,7 +97,7 @@ def value_of(shape: Shape, given: Any) -> Any:
     if kind == "total":
         return total(given)
     if kind == "chord":
-        return value_of(parts[1], [part for each in parts[0] for part in parts_of(each, given)])
+        return value_of(parts[1], results_of(parts[0], given))
     if kind == "group":
         members = [each for member in parts[0] for each in members_of(member)]
         if len(members) == 1:
@@ -106,26 +106,28 @@ def value_of(shape: Shape, given: Any) -> Any:
         return [value_of(each, given) for each in members]
     *before, last = steps_of(shape)
     for step in before:
-        # What comes after a group gets the results of all its parts, as if it were the body of a chord.
-        given = parts_of(step, given) if ends_in_group(step) else value_of(step, given)
+        given = what_it_gives(step, given)
     return value_of(last, given)
 
 
-def parts_of(shape: Shape, given: Any) -> list[Any]:
-    """What it gives to a chord that it is in the header of: a list, longer than one where it ends in a group."""
+def results_of(header: list[Shape], given: Any) -> list[Any]:
+    """What the header of a chord gives to its body: a list in the list for what ends in a group."""
+    return [what_it_gives(each, given) for member in header for each in members_of(member)]
+
+
+def what_it_gives(shape: Shape, given: Any) -> Any:
+    """What it gives to what comes after it, which is a body if it ends in a group."""
     kind, *parts = shape
+    if not ends_in_group(shape):
+        return value_of(shape, given)
     if kind == "group":
-        return [part for each in parts[0] for part in parts_of(each, given)]
+        return results_of(parts[0], given)
     if kind == "chord":
-        return parts_of(parts[1], [part for each in parts[0] for part in parts_of(each, given)])
-    if kind != "chain":
-        return [value_of(shape, given)]
-    if not gives(shape):
-        return []
+        return what_it_gives(parts[1], results_of(parts[0], given))
     *before, last = steps_of(shape)
     for step in before:
-        given = parts_of(step, given) if ends_in_group(step) else value_of(step, given)
-    return parts_of(last, given)
+        given = what_it_gives(step, given)
+    return what_it_gives(last, given)
 
 
 def steps_of(chain: Shape) -> list[Shape]:

@@ -294,7 +294,7 @@ class App(TaskHome, AsyncSending, Watching, PeriodicTasks):
             return StoredStart(self.sender, self.backend, header, parts, body, polling)
         from amqptasks.app.chords import ChordStart
 
-        return ChordStart(self.sender, str(header.id), parts, body, root_id, expires_s)
+        return ChordStart(self.sender, header, parts, body, root_id, expires_s)
 
     def signature(self, *args: Any, **options: Any) -> Signature:
         """Make a signature of a task, its name, or a dict, bound to this app."""

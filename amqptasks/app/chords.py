@@ -23,6 +23,7 @@ from amqptasks.broker.needs import Need
 from amqptasks.canvas.signature import Signature
 from amqptasks.entities import Queue
 from amqptasks.exceptions import ChordError, ImproperlyConfigured, Unroutable
+from amqptasks.results.handles import GroupResult
 from amqptasks.wire.chord import (
     JOIN_TASK,
     Addition,
@@ -91,7 +92,7 @@ class ChordStart(HeaderBlock):
     them is sent.
 
     Args:
-        chord_id: The header's id.
+        header: The results of the header.
         parts: The calls that count; each gets its mark.
         body: The call to make with their results; frozen.
         expires_s: How long the chord may take; as the settings say without.
@@ -103,10 +104,11 @@ class ChordStart(HeaderBlock):
     """
 
     def __init__(
-        self, sender: Sender, chord_id: str, parts: Sequence[Any], body: Any, root_id: str | None,
+        self, sender: Sender, header: GroupResult, parts: Sequence[Any], body: Any, root_id: str | None,
         expires_s: float | None,
     ) -> None:  # fmt: skip
         super().__init__(sender)
+        chord_id = str(header.id)
         self._expires_s = chord_expires_s(sender.conf, expires_s)
         collector = collector_name(sender.conf.task_queue_prefix, chord_id)
         for index, part in enumerate(parts):
@@ -116,7 +118,7 @@ class ChordStart(HeaderBlock):
             root_id = running.request.root_id or running.request.id
         self._queues = address(sender, body)
         until = time.time() + self._expires_s
-        self._manifest = Manifest(collector, len(parts), body, chord_id, until, root_id)
+        self._manifest = Manifest(collector, len(parts), body, chord_id, until, root_id, _form(header))
         self._outer: Collector | None = None
         self._inner: Collector | None = None
 
@@ -163,6 +165,13 @@ class ChordStart(HeaderBlock):
         if conf.broker_publish_confirm:
             for sending in sendings:
                 publisher.finish(sending, deadline)
+
+
+def _form(header: GroupResult) -> list[Any] | None:
+    """Return how the results of a header are nested; None if they are not."""
+    if not any(isinstance(each, GroupResult) for each in header.results):
+        return None
+    return [(_form(each) or [None] * len(each)) if isinstance(each, GroupResult) else None for each in header.results]
 
 
 def add_parts(sender: Sender, mark: Mark, keys: Iterable[str]) -> None:

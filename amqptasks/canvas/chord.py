@@ -196,20 +196,22 @@ class chord(Signature):
         return made, merged
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Run the header's calls and then the body here and now; raise what one of them raises.
+        """Run the header's calls and then the body here and now; raise what one of them raises, or with
+        ``propagate=False`` give the body that error in its place.
 
         Returns the `EagerResult` of the body.
         """
         given = dict(kwargs or {})
         body = options.pop("body", None) or given.pop("body", None)
+        propagate = options.pop("propagate", True)
         made, _ = self._made(body, {key: value for key, value in options.items() if value is not None})
         args = (*(args or ()), *self.args) if not self.immutable else tuple(self.args)
-        return made._apply(args, {**(self.kwargs.get("kwargs") or {}), **given}, made.body)
+        return made._apply(args, {**(self.kwargs.get("kwargs") or {}), **given}, made.body, propagate=propagate)
 
-    def _apply(self, args: Any, kwargs: Any, body: Any) -> Any:
-        header = group(self.tasks, app=self.app).apply(args, kwargs)
+    def _apply(self, args: Any, kwargs: Any, body: Any, *, propagate: bool = True) -> Any:
+        header = group(self.tasks, app=self.app).applied(args, kwargs)
         with allow_join_result():
-            values = [leaf.get() for leaf in header.leaves()]
+            values = header.get(propagate=propagate)
         result = body.apply((values,))
         if result is not None:
             _first_of(result).parent = header

@@ -91,7 +91,7 @@ class group(Signature):
         merged["add_to_parent"] = False
         with app.bulk() if len(calls) > 1 else nullcontext():
             results = send_each(calls, "member", merged)
-        result = _result(group_id, results, app)
+        result = _shown(GroupResult(group_id, results, app=app))
         parent = app.current_worker_task if is_child and answers_go_to() is None else None
         if parent is not None:
             parent.add_trail(result)
@@ -99,6 +99,10 @@ class group(Signature):
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Run every member here and now, one after another. Returns a `GroupResult` of `EagerResult`s."""
+        return _shown(self.applied(args, kwargs, **options))
+
+    def applied(self, args: Any = None, kwargs: Any = None, **options: Any) -> GroupResult:
+        """Do as `apply`; of a group whose only member ends in a group, it is not that one's result."""
         _, _, merged = self._merge(None, None, {key: value for key, value in options.items() if value is not None})
         merged = dict(merged)
         group_id = merged.pop("task_id", None) or new_id()
@@ -107,7 +111,7 @@ class group(Signature):
             call.clone(given, kwargs).apply(**{**merged, "group_id": group_id, "group_index": index})
             for index, call in enumerate(unrolled(self.tasks))
         ]
-        return _result(group_id, results, self.app if results else self._known_app())
+        return GroupResult(group_id, results, app=self.app if results else self._known_app())
 
     def freeze(
         self, _id: str | None = None, group_id: str | None = None, chord: Any = None, root_id: str | None = None,
@@ -178,11 +182,11 @@ class group(Signature):
         return shortened(self.tasks[0]["task"], f"group({self.tasks!r})")
 
 
-def _result(group_id: str, results: list[Any], app: Any) -> GroupResult:
-    if len(results) == 1 and isinstance(results[0], GroupResult):
+def _shown(result: GroupResult) -> GroupResult:
+    if len(result.results) == 1 and isinstance(result.results[0], GroupResult):
         # group(a | group(b, c)): the caller wants the results of b and c, not a list that holds a list.
-        return results[0]
-    return GroupResult(group_id, results, app=app)
+        return result.results[0]
+    return result
 
 
 def members_of(tasks: tuple[Any, ...]) -> Iterable[Any]:

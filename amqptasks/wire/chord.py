@@ -96,6 +96,7 @@ class Manifest:
         body: The call to make with the parts' results: plain, its ids fixed.
         group_id: The header's id.
         until: When the chord has failed if it is not complete by then, seconds since 1970.
+        form: A list like that of the results, with None in the place of each; None where that is flat.
     """
 
     collector: str
@@ -104,13 +105,15 @@ class Manifest:
     group_id: str
     until: float
     root_id: str | None = None
+    form: list[Any] | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Return the map that travels."""
-        return {
+        plain = {
             "v": _VERSION, "chord": self.collector, "size": self.size, "body": self.body, "group": self.group_id,
             "until": self.until, "root_id": self.root_id,
         }  # fmt: skip
+        return plain if self.form is None else {**plain, "form": self.form}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +220,24 @@ def _manifest(collector: str, plain: Mapping[Any, Any]) -> Manifest:
         raise DecodeError(f"expected the number of parts, got: {size!r:.80}")
     if not isinstance(body, Mapping) or not isinstance(group_id, str) or not isinstance(until, (int, float)):
         raise DecodeError("expected the manifest of a chord to have a body, a group and a deadline")
-    return Manifest(collector, size, body, group_id, float(until), root_id if isinstance(root_id, str) else None)
+    form = plain.get("form")
+    if form is not None and (not isinstance(form, list) or _size_of(form) != size):
+        raise DecodeError(f"expected the form of a chord's results to have {size} places, got: {form!r:.80}")
+    return Manifest(collector, size, body, group_id, float(until), root_id if isinstance(root_id, str) else None, form)
+
+
+def _size_of(form: list[Any]) -> int:
+    """Count the places in the form of results, which is as deep as any message may be; -1 if it is none."""
+    size, waiting = 0, [form]
+    while waiting:
+        for each in waiting.pop():
+            if isinstance(each, list):
+                waiting.append(each)
+            elif each is None:
+                size += 1
+            else:
+                return -1
+    return size
 
 
 def _part(collector: str, plain: Mapping[Any, Any]) -> PartEnd:

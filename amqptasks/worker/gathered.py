@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,7 +94,21 @@ class Gathered:
     @property
     def values(self) -> list[Any]:
         """The results, in the header's order. Only of what is complete and has not failed."""
-        return [self._parts[place].value for place in self._places()]
+        form = None if self.manifest is None else self.manifest.form
+        if form is None:
+            return [self._parts[place].value for place in self._places()]
+        return self._formed(form, itertools.count())
+
+    def _formed(self, form: list[Any], indexes: Iterator[int]) -> list[Any]:
+        values: list[Any] = []
+        for each in form:
+            if each is not None:
+                values.append(self._formed(each, indexes))
+                continue
+            index = next(indexes)
+            keys = (None, *self._added.get(index, ()))
+            values.extend(self._parts[index, key].value for key in keys)
+        return values
 
     @property
     def failed(self) -> PartEnd | None:

@@ -68,7 +68,8 @@ def test_chords_stand_wherever_a_call_may(shop: Workshop) -> None:
         # In a chain, with the result of the step before
         (add.s(1, 1) | group(add.s(1), add.s(2)) | collect.s() | total.s(), 7),
         # In a header, beside chains, one of which ends in a group
-        (chord([inner, add.s(3, 3), chain(add.s(0, 0), group(add.s(7), add.s(8)))], collect.s()), [6, 6, 7, 8]),
+        (chord([inner, add.s(3, 3), chain(add.s(0, 0), group(add.s(7), add.s(8)))], collect.s()), [6, 6, [7, 8]]),
+        (chord([chain(add.s(0, 0), group(add.s(7), add.s(8) | group(add.s(1))))], collect.s()), [[7, 9]]),
         # As a body
         (chord([add.s(1, 1)], group(collect.s(), total.s())), [[2], 2]),
         (chord([add.s(1, 1), add.s(2, 2)], chain(total.s(), add.s(5))), 11),

@@ -24,6 +24,10 @@ def eager():
     def total(values):
         return sum(values)
 
+    @app.task(name="listed")
+    def listed(values):
+        return values
+
     @app.task(name="fail")
     def fail():
         raise ValueError("no")
@@ -84,12 +88,17 @@ def test_error_callbacks_reach_the_header_if_wanted(eager):
 
 
 def test_eager_chords_run_here(eager):
-    add, total, fail = (eager.tasks[name] for name in ("add", "total", "fail"))
+    add, total, listed, fail = (eager.tasks[name] for name in ("add", "total", "listed", "fail"))
     # Given calls that run at once / When chords are sent / Then their results are there
     result = chord(add.s(number, number) for number in range(5))(total.s())
     assert (result.get(), result.parent.get()) == (20, [0, 2, 4, 6, 8])
-    assert chord([add.s(1), chain(add.s(1), group(add.s(1), add.s(2)))], total.s()).apply((1,)).get() == 9
+    ends_in_group = chain(add.s(1), group(add.s(1), add.s(2)))
+    assert chord([add.s(1), ends_in_group], listed.s()).apply((1,)).get() == [2, [3, 4]]
+    assert chord([ends_in_group], listed.s()).apply((1,)).get() == [[3, 4]]
     assert (add.s(1, 1) | group(add.s(1), add.s(2)) | total.s() | add.s(1)).delay().get() == 8
     # And what fails in the header is raised
     with pytest.raises(ValueError, match="no"):
         chord([add.s(1, 1), fail.s()], total.s()).delay()
+    value, error = chord([add.s(1, 1), fail.s()], listed.s()).apply(propagate=False).get()
+    assert value == 2
+    assert isinstance(error, ValueError)

@@ -52,8 +52,9 @@ def test_what_is_written_is_read(serializer: str) -> None:
     more = Addition(QUEUE, 1, "key")
     assert read(encode_addition(more, serializer).body, serializer) == more
     assert read_mark(Mark(QUEUE, 2, 1, "key").to_plain()) == Mark(QUEUE, 2, 1, "key")
-    manifest = Manifest(QUEUE, 2, body, "c1", 12.5, "root")
-    assert read(encode_manifest(manifest, serializer).body, serializer) == manifest
+    for form in (None, [[None, [None]]]):
+        manifest = Manifest(QUEUE, 2, body, "c1", 12.5, "root", form)
+        assert read(encode_manifest(manifest, serializer).body, serializer) == manifest
 
 
 def test_a_message_of_another_chord_is_none_of_this_one() -> None:
@@ -72,7 +73,8 @@ PLAN = {"v": 1, "chord": QUEUE, "size": 2, "body": {}, "group": "g", "until": 1.
         {**GOOD, "v": 2}, {**GOOD, "index": -1}, {**GOOD, "index": True}, {**GOOD, "index": 10**9},
         {**GOOD, "task_id": 5}, {**GOOD, "error": 1}, {"v": 1, "chord": QUEUE, "index": 0, "task_id": "a"},
         {**PLAN, "size": 0}, {**PLAN, "size": "2"}, {**PLAN, "body": None}, {**PLAN, "group": None},
-        {**PLAN, "until": "soon"}, [], None, 5,
+        {**PLAN, "until": "soon"}, {**PLAN, "form": [None]}, {**PLAN, "form": [None, 1]}, {**PLAN, "form": 2},
+        [], None, 5,
     ],
 )  # fmt: skip
 def test_what_is_no_message_of_a_chord_is_refused(plain: Any) -> None:

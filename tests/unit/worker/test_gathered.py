@@ -55,6 +55,12 @@ def test_the_first_of_several_failures_is_told() -> None:
     assert found.failed == end(1, "it", ok=False)
 
 
+def test_results_have_the_form_that_the_manifest_says() -> None:
+    plan = Manifest(CHORD, 4, {"task": "body"}, "c", 1e12, None, [None, [None, [None]], None])
+    found = gathered(plan, *added(1, "k", "more"), *(end(index, index) for index in range(4)))
+    assert found.values == [0, [1, "more", [2]], 3]
+
+
 @given(some.integers(1, 8).flatmap(lambda size: some.tuples(some.just(size), some.lists(some.integers(0, size + 1)))))
 def test_complete_is_when_every_index_was_seen(case: tuple[int, list[int]]) -> None:
     size, indexes = case
