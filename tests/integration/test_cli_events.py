@@ -17,6 +17,7 @@ import pytest
 from amqptasks import App
 from amqptasks.broker.admin import Admin
 from tests.command import Shell, environment
+from tests.proxy import Proxy
 from tests.support import WorkerProcess, eventually
 from tests.terminal import DrawnTerminal
 
@@ -183,6 +184,23 @@ def test_a_broker_that_is_away_is_told(stage: Stage, option: str) -> None:
     # Given no broker / When events are asked for / Then one line says so, and the code is 69
     done = stage.shell("-b", "amqp://127.0.0.1:1//", "events", option, code=69)
     assert "no broker could be reached" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_lost_connection_is_opened_again(stage: Stage) -> None:
+    # Given a monitor whose connection goes through a proxy
+    with Proxy(stage.app.conf.broker_url) as proxy:
+        stage.shell.write("proxied.py", PROJECT.format(broker=proxy.url, exchange=stage.exchange))
+        command = [sys.executable, "-m", "amqptasks", "-A", "proxied", "events", "--dump"]
+        dump = WorkerProcess(
+            command, directory=stage.shell.directory, log=stage.shell.directory / "proxied.log", env=environment({})
+        )
+        stage.until(stage.beat, lambda: "heartbeat" in dump.log)
+        # When that is cut / Then it says so, and hears events again
+        proxy.cut()
+        dump.wait_for("-> Connection lost, attempting reconnect: ")
+        before = dump.log.count("task received")
+        stage.until(lambda: stage.task("received"), lambda: dump.log.count("task received") > before)
+        assert dump.stop() == 0
 
 
 # -- cameras
