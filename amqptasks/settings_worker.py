@@ -330,13 +330,12 @@ BEAT: Final = (
         "Beats of one name share one schedule; None: the app's name.",
         ours="new",
     ),
-    _S("beat_enable_remote_control", boolean, False, "Beat answers ping.", "later"),
+    _S("beat_enable_remote_control", boolean, False, "Beat answers inspect ping."),
     _S(
         "beat_remote_control_max_tick_age",
-        seconds(above=True).or_none(),
+        seconds().or_none(),
         None,
-        "Seconds without a tick after which it does not.",
-        "later",
+        "Seconds that a tick may take before it does not; 0: any; None: 60, or twice its longest sleep.",
     ),
 )
 

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from amqptasks.beat.handing_over import Batch, Event, LeadLost, Led, Lost, Ordered, Sendable
 from amqptasks.beat.naming import Names
+from amqptasks.beat.ping import Ping
 from amqptasks.beat.state import BASE, BID, CHANGES, CLAIM, Record, read_record, write_record
 from amqptasks.broker.confirms import ConfirmChannel, Interrupted, Outgoing
 from amqptasks.broker.consumer import Delivery, QueueConsumer
@@ -80,15 +81,18 @@ class Leadership:
         tell: Is told what happens. Must not wait.
         max_bytes: The largest record that is read.
         backoff: How to wait between attempts to connect.
+        ping: Answers pings, if they are to be answered.
     """
 
     def __init__(
-        self, endpoints: Sequence[Any], names: Names, tell: Callable[[Event], None], max_bytes: int, backoff: Backoff
-    ) -> None:
+        self, endpoints: Sequence[Any], names: Names, tell: Callable[[Event], None], max_bytes: int, backoff: Backoff,
+        ping: Ping | None = None,
+    ) -> None:  # fmt: skip
         self.who = f"beat@{socket.gethostname()} (process {os.getpid()})"
         self._names = names
         self._tell = tell
         self._max_bytes = max_bytes
+        self._ping = ping
         self._thread = LoopThread("amqptasks beat")
         self._loop = self._thread.loop()
         self._link = Link(
@@ -170,6 +174,8 @@ class Leadership:
         ]
         for each in self._consumers:
             each.up(connection, declarer, self._link.version)
+        if self._ping is not None:
+            self._ping.up(self._loop, connection, declarer, self._link.version, self._confirms)
 
     def _consumer(
         self, queue: str, need: Need, on_delivery: Callable[[Delivery], None],
@@ -185,6 +191,8 @@ class Leadership:
             logger.warning("beat: Lost the connection: %s. Connecting again.", reason)
         for consumer in self._consumers:
             consumer.down(reason)
+        if self._ping is not None:
+            self._ping.down(reason)
         if self._confirms is not None:
             self._confirms.down(reason)
         if self._declarer is not None:

@@ -22,6 +22,7 @@ from amqptasks.beat.handing_over import Batch, LeadLost, Led, Lost, Ordered, Sen
 from amqptasks.beat.leadership import Leadership
 from amqptasks.beat.naming import names_of
 from amqptasks.beat.orders import carry_out
+from amqptasks.beat.ping import LEAST_AGE_S, Busyness, Ping, node_of
 from amqptasks.beat.scheduler import PersistentScheduler, Scheduler
 from amqptasks.beat.state import BASE, CHANGES, Journal, Record, State, assemble, to_us
 from amqptasks.broker.link import Backoff
@@ -77,11 +78,13 @@ class Beat:
         max_interval: How long to sleep at most, seconds.
         filename: The file that remembers.
         embedded: It runs beside a worker.
+        remote_control: Answer pings; None for ``beat_enable_remote_control``.
+        hostname: The name to answer them by.
     """
 
     def __init__(
         self, app: Any, *, scheduler: Any = None, max_interval: float | None = None, filename: str | None = None,
-        embedded: bool = False,
+        embedded: bool = False, remote_control: bool | None = None, hostname: str | None = None,
     ) -> None:  # fmt: skip
         self.app = app
         self.names = names_of(app)
@@ -89,6 +92,11 @@ class Beat:
         self.scheduler = make_scheduler(
             app, scheduler, title=self.names.title, max_interval=max_interval, filename=filename
         )
+        conf = app.conf
+        age_s = conf.beat_remote_control_max_tick_age
+        self._busyness = Busyness(max(LEAST_AGE_S, 2 * self.scheduler.max_interval) if age_s is None else age_s)
+        is_answering = conf.beat_enable_remote_control if remote_control is None else remote_control
+        self.ping = Ping(app, node_of(hostname), self._busyness) if is_answering else None
         # Read here, where a mistake in a URL can be told.
         self._endpoints = app.endpoints("beat")
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -128,7 +136,7 @@ class Beat:
         logger.debug("beat: Ticking with max interval->%g s", self.scheduler.max_interval)
         leadership = self._leadership = Leadership(
             self._endpoints, self.names, self._inbox.put, conf.task_message_max_bytes,
-            Backoff(max_s=conf.broker_connection_retry_interval_max),
+            Backoff(max_s=conf.broker_connection_retry_interval_max), self.ping,
         )  # fmt: skip
         leadership.start()
         wait_s: float | None = None
@@ -155,7 +163,9 @@ class Beat:
     def _hear(self, wait_s: float | None) -> None:
         """Wait so long for something to happen, and take in all that has."""
         try:
+            self._busyness.end()
             event = self._inbox.get(timeout=wait_s)
+            self._busyness.begin()
             while True:
                 self._take_in(event)
                 event = self._inbox.get_nowait()
@@ -204,6 +214,7 @@ class Beat:
         if not self._term or self._stopped.is_set():
             return None
         began = time.monotonic()
+        self._busyness.begin()
         try:
             wait_s = self._tick()
         except LeadLost as lost:
@@ -295,5 +306,6 @@ def banner(beat: Beat, logfile: str | None, loglevel: str) -> str:
         *([scheduler.info] if scheduler.info else []),
         f"    . logfile -> {logfile or '[stderr]'}@%{loglevel}",
         f"    . maxinterval -> {timedelta(seconds=most)} ({most:g}s)",
+        *([f"    . remote control -> {beat.ping.hostname}"] if beat.ping is not None else []),
     ]
     return "\n".join(lines)

@@ -45,6 +45,11 @@ _daemon = functools.partial(click.option, cls=Option, section="Daemon")
     shell_complete=one_of(LOG_LEVELS), help="What to log.",
 )  # fmt: skip
 @click.option("-f", "--logfile", metavar="FILE", help="Where to log. %h host, %n its first part, %d its domain.")
+@click.option(
+    "--enable-remote-control/--no-enable-remote-control", "remote_control", default=None,
+    help="Answer inspect ping, while ticks do not take too long.",
+)  # fmt: skip
+@click.option("-n", "--hostname", metavar="NAME", help="The name to answer by; celerybeat@ and the host without.")
 @_daemon("-D", "--detach", is_flag=True, help="Go to the background once it runs.")
 @_daemon("--pidfile", metavar="FILE", help="Hold the process's id there; refuse to run twice. % as for --logfile.")
 @_daemon("--uid", metavar="USER", help="Become this user first, by name or number.")
@@ -73,7 +78,7 @@ def beat(
 
 def _run(
     obj: Globals, app: App, background: Detached | None, pidfile: str | None, *, filename: str | None,
-    scheduler: str | None, max_interval: float | None, loglevel: str | int, logfile: str | None,
+    loglevel: str | int, logfile: str | None, **chosen: Any,
 ) -> int:  # fmt: skip
     from amqptasks.beat.service import Beat, banner
 
@@ -85,7 +90,7 @@ def _run(
             loglevel, logfile, app.conf.worker_redirect_stdouts, app.conf.worker_redirect_stdouts_level, hostname=node
         )
         app.import_modules()
-        running = Beat(app, scheduler=scheduler, max_interval=max_interval, filename=filename)
+        running = Beat(app, filename=filename, **chosen)
         if not obj.quiet and sys.__stdout__:
             with contextlib.suppress(OSError):
                 print(banner(running, log, str(loglevel)), file=sys.__stdout__, flush=True)

@@ -200,6 +200,25 @@ def test_the_leader_carries_out_orders(shop: BeatShop) -> None:
     shop.fires(1)
 
 
+def test_it_answers_pings_if_it_is_told_to(shop: BeatShop) -> None:
+    # Given a beat that leads and one that stands by, both told to answer, by names of their own
+    first = shop.beat("--enable-remote-control", "-n", f"first@{shop.queue}")
+    leads(first)
+    second = shop.beat("--enable-remote-control", "-n", shop.queue)
+    second.wait_for("Standing by")
+    names = {f"first@{shop.queue}", f"celerybeat@{shop.queue}"}
+
+    # When all are pinged, and asked for something else
+    def ask() -> None:
+        answers = {name for answer in shop.app.control.ping(timeout=0.5) for name in answer}
+        assert {name for name in answers if name.endswith(shop.queue)} == names
+
+    # Then those two answer the ping, and nothing else
+    eventually(ask, 20.0)
+    assert not shop.app.control.broadcast("stats", reply=True, timeout=0.5, destination=sorted(names))
+    shop.fires(1)
+
+
 def test_a_worker_does_not_run_again_what_beat_has_sent_twice(shop: BeatShop) -> None:
     # Given a task as beat sends it
     headers = {"lang": "py", "task": f"{shop.project.name}.tick", "id": "beat-7", "celery_beat_task": True}

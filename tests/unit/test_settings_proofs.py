@@ -220,6 +220,8 @@ PROOFS = {
     "security_digest": f"{_SIGNED}test_every_digest_signs_and_reads",
     "security_max_age": f"{_SIGNED}test_the_settings_say_how_much_is_believed",
     "security_require_binding": f"{_SIGNED}test_the_settings_say_how_much_is_believed",
+    "beat_enable_remote_control": f"{_BEAT}test_a_beat_that_is_busy_for_too_long_is_silent",
+    "beat_remote_control_max_tick_age": f"{_BEAT}test_a_beat_that_is_busy_for_too_long_is_silent",
     "beat_schedule": f"{_BEAT}test_a_new_entry_is_sent_when_its_interval_is_over",
     "beat_scheduler": f"{_BEAT}test_the_scheduler_is_chosen_by_setting_or_option",
     "beat_schedule_filename": f"{_BEAT}test_settings_say_how_often_to_look_and_to_write",

@@ -379,6 +379,31 @@ def test_the_schedules_name_is_the_apps_unless_it_is_said(app: App) -> None:
     assert Beat(app).names.token == "mine.beat.v1.the_shop_s___night"
 
 
+def test_a_beat_that_is_busy_for_too_long_is_silent(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given how long beat may be busy, by the settings
+    seconds = [0.0]
+    monkeypatch.setattr("amqptasks.beat.ping.monotonic", lambda: seconds[0])
+
+    def is_silent_after(busy_s: float, **settings: Any) -> bool:
+        app.conf.update(beat_enable_remote_control=True, **settings)
+        beat = Beat(app)
+        assert beat.ping is not None and not beat._busyness.is_too_long
+        beat._busyness.begin()
+        seconds[0] += busy_s
+        silent = beat._busyness.is_too_long
+        beat._busyness.end()
+        assert not beat._busyness.is_too_long
+        return silent
+
+    # When it is busy for as long, and longer / Then it is silent after that
+    assert not is_silent_after(60) and is_silent_after(61)
+    assert not is_silent_after(61, beat_max_loop_interval=40) and is_silent_after(81)
+    assert is_silent_after(3, beat_remote_control_max_tick_age=2)
+    assert not is_silent_after(1e6, beat_remote_control_max_tick_age=0)
+    # And without being told to it answers nothing
+    assert Beat(app, remote_control=False).ping is None
+
+
 def test_periodic_tasks_are_added_by_code(caplog: pytest.LogCaptureFixture) -> None:
     # Given an app whose code adds periodic tasks before and after the settings are read
     caplog.set_level(logging.WARNING)
