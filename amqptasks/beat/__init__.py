@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from amqptasks.beat.entries import BeatLazyFunc, ScheduleEntry
-    from amqptasks.beat.scheduler import PersistentScheduler, Scheduler, SchedulingError
+    from amqptasks.beat.messages import SchedulingError
+    from amqptasks.beat.scheduler import PersistentScheduler, Scheduler
 
 __all__ = ["BeatLazyFunc", "PersistentScheduler", "ScheduleEntry", "Scheduler", "SchedulingError"]
 
 _HOMES = {
     "BeatLazyFunc": "entries", "PersistentScheduler": "scheduler", "ScheduleEntry": "entries",
-    "Scheduler": "scheduler", "SchedulingError": "scheduler",
+    "Scheduler": "scheduler", "SchedulingError": "messages",
 }  # fmt: skip
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from amqptasks.app.gathering import Collected
 from amqptasks.beat.descriptions import rebuild
-from amqptasks.beat.entries import ScheduleEntry, evaluated, firing_id, from_config, mark_of
+from amqptasks.beat.entries import ScheduleEntry, firing_id, from_config, mark_of
 from amqptasks.beat.handing_over import Sendable
+from amqptasks.beat.messages import SchedulingError, messages_of
 from amqptasks.beat.state import EntryState, State, from_us, to_us
 from amqptasks.beat.store import DEFAULT_FILENAME, StateFile
 from amqptasks.beat.timing import Firing, Timetable
@@ -36,10 +36,6 @@ DEFAULT_MAX_INTERVAL: Final = 5.0
 MOST_AT_ONCE: Final = 500
 #: A schedule that is the user's own property is compared this often, seconds.
 COMPARE_EVERY_S: Final = 1.0
-
-
-class SchedulingError(Exception):
-    """A task could not be sent."""
 
 
 @dataclass(slots=True)
@@ -96,6 +92,7 @@ class Scheduler:
         self._changed: set[str] = set()
         self._gone: set[str] = set()
         self._firing_id: str | None = None
+        self._left_out: dict[str, int] = {}
         self._marks: dict[str, str] = {}
         self._last_sync = time.monotonic()
         self._tasks_since_sync = 0
@@ -175,6 +172,8 @@ class Scheduler:
         now = self.now()
         for firing in self._table.take(now, MOST_AT_ONCE):
             self._fire(firing, now)
+        if self._left_out:
+            self._tell_missed()
         wakes_at = self._table.wakes_at
         if wakes_at is None:
             return self.max_interval
@@ -247,42 +246,13 @@ class Scheduler:
         """
         entry = self.fired(entry, self.now()) if advance else entry
         try:
-            return self._collect(entry, kwargs)
+            result, messages = messages_of(self.app, entry, self._firing_id, kwargs, self.send_task)
         except Exception as error:
             raise SchedulingError(f"Couldn't apply scheduled task {entry.name}: {error}") from error
         finally:
             self._tasks_since_sync += 1
-
-    def _collect(self, entry: ScheduleEntry, more: Mapping[str, Any]) -> Any:
-        args, kwargs = evaluated(entry.args, entry.kwargs)
-        options = {**entry.options, **more}
-        # What a worker has just run it does not run again, should it come twice.
-        headers = {"celery_beat_task": True, "periodic_task_name": entry.name}
-        options["headers"] = {**(options.get("headers") or {}), **headers}
-        if options.get("task_id") is None:
-            options["task_id"] = self._firing_id or str(uuid.uuid4())
-            # By which workers know that the id is of this one firing.
-            options.setdefault("message_id", options["task_id"])
-        sender = self.app.sender
-        with sender.collecting(None) as collected:
-            task = self.app.tasks.get(entry.task)
-            if task is not None:
-                result = task.apply_async(args, kwargs, **options)
-            else:
-                result = self.send_task(entry.task, args, kwargs, **options)
-        for each in collected:
-            self._put(each, entry, options)
+        self.outbox += messages
         return result
-
-    def _put(self, each: Any, entry: ScheduleEntry, options: Mapping[str, Any]) -> None:
-        if not isinstance(each, Collected):
-            raise SchedulingError("a chord cannot be sent by beat: send a task that starts it")
-        sender = self.app.sender
-        needs = tuple(sender.sending_need(sender.routing.queue(name)) for name in each.queues)
-        if each.delayed is not None:
-            needs += sender.delay_needs(each.delayed)
-        is_mandatory = options.get("mandatory") is not False
-        self.outbox.append(Sendable(each.message, needs, f"{entry.name} ({entry.task})", is_mandatory))
 
     def send_task(self, *args: Any, **kwargs: Any) -> Any:
         """Send a task that is not known here."""
@@ -295,7 +265,16 @@ class Scheduler:
         )
 
     def _missed(self, name: str, count: int) -> None:
-        logger.warning("beat: At least %d missed run(s) of %r are left out", count, name)
+        self._left_out[name] = count
+
+    def _tell_missed(self) -> None:
+        """Tell of the runs that are left out: in one line, for after a night it may be thousands of entries."""
+        left_out, self._left_out = self._left_out, {}
+        names = ", ".join(map(repr, list(left_out)[:5])) + (", …" if len(left_out) > 5 else "")
+        logger.warning(
+            "beat: %d or more missed runs of %d entries are left out: %s",
+            sum(left_out.values()), len(left_out), printable(names, 500),
+        )  # fmt: skip
 
     # -- keeping the table in step with the entries
 
