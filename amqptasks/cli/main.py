@@ -37,6 +37,7 @@ COMMANDS = (
     "health",
     "inspect",
     "list",
+    "logtool",
     "migrate",
     "multi",
     "purge",

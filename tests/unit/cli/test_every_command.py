@@ -41,7 +41,8 @@ CALLS = {
 #: Those that do not, or stay and try again, or for which no broker is what they tell of.
 NO_CALLS = {
     "amqp basic.ack", "beat", "completion", "doctor", "events", "graph bootsteps", "health", "list bindings",
-    "multi expand", "multi get", "multi help", "multi kill", "multi names", "multi restart", "multi show",
+    "logtool debug", "logtool errors", "logtool incomplete", "logtool stats", "logtool traces", "multi expand",
+    "multi get", "multi help", "multi kill", "multi names", "multi restart", "multi show",
     "multi start", "multi stop", "multi stopwait", "report", "result", "shell", "upgrade project", "upgrade settings",
     "worker",
 }  # fmt: skip
