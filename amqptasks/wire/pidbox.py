@@ -31,6 +31,9 @@ MAX_TEXT: Final = 255
 MAX_DESTINATIONS: Final = 10_000
 #: A command is small; a list of ids to revoke is the largest there is. Bytes.
 MAX_REQUEST_BYTES: Final = 4 << 20
+#: The word as a value of its own, as Celery writes it. Within a text it would be quoted twice: then the answer is no
+#: JSON, and is passed over.
+_INFINITY: Final = re.compile(rb"(?<=: )Infinity(?=[,}])")
 GLOB: Final = "glob"
 PCRE: Final = "pcre"
 #: Repeats in a regular expression from the wire: more could take longer than anybody waits.
@@ -154,7 +157,13 @@ def read_reply(
     Raises:
         DecodeError: It is none, or not in a form that is accepted.
     """
-    plain = loads(body, content_type, content_encoding, accept, limits)
+    try:
+        plain = loads(body, content_type, content_encoding, accept, limits)
+    except DecodeError:
+        # Celery's workers answer `conf` with defaults of Infinity, which is not JSON.
+        if content_type != "application/json" or content_type not in accept or b"Infinity" not in body:
+            raise
+        plain = loads(_INFINITY.sub(b'"Infinity"', body), content_type, content_encoding, accept, limits)
     if not isinstance(plain, dict):
         raise DecodeError(f"expected an answer to be a map of workers, got: {type(plain).__name__}")
     head = headers if isinstance(headers, dict) else {}

@@ -99,7 +99,13 @@ def test_a_command_of_too_many_bytes_is_refused_even_where_tasks_may_be_larger()
         read_request(None, "application/json", "utf-8", json.dumps(big).encode(), JSON, Limits(max_bytes=64 << 20))
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'"x"', b"5"])
+def test_the_settings_of_a_celery_worker_are_read_though_they_are_no_json() -> None:
+    body = b'{"w@h": {"result_chord_join_timeout": 3.0, "endless": Infinity, "text": "To Infinity"}}'
+    read = read_reply({}, "application/json", "utf-8", body, JSON, DEFAULT_LIMITS)
+    assert read.nodes["w@h"] == {"result_chord_join_timeout": 3.0, "endless": "Infinity", "text": "To Infinity"}
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'"x"', b"5", b'{"w": ": Infinity,"}x', b'{"w": NaN, "v": Infinity}'])
 def test_what_is_no_answer_is_refused(body: bytes) -> None:
     with pytest.raises(DecodeError):
         read_reply({}, "application/json", "utf-8", body, JSON, DEFAULT_LIMITS)
