@@ -51,11 +51,11 @@ def stored_in(url: str) -> Iterator[None]:
 
 @contextmanager
 def workers(broker_url: str) -> Iterator[Start]:
-    """Start workers: ``start("celery", queue, "quorum")``. At the end ours must stop cleanly; the queues go."""
+    """Start workers: ``start("celery", queue, "quorum", "-E")``. At the end ours must stop cleanly; the queues go."""
     running: list[WorkerProcess] = []
     queues: list[str] = []
 
-    def start(kind: str, queue: str, queue_type: str) -> WorkerProcess:
+    def start(kind: str, queue: str, queue_type: str, *arguments: str) -> WorkerProcess:
         queues.append(queue)
         node = f"{kind}-{uuid.uuid4().hex[:6]}@test"
         environment = os.environ | {
@@ -63,7 +63,7 @@ def workers(broker_url: str) -> Iterator[Start]:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1", "NO_COLOR": "1",
         }  # fmt: skip
-        command = [sys.executable, *COMMANDS[kind], "-c", "2", "-l", "INFO", "-n", node]
+        command = [sys.executable, *COMMANDS[kind], "-c", "2", "-l", "INFO", "-n", node, *arguments]
         process = WorkerProcess(command, directory=directory, log=directory / f"{node}.log", env=environment)
         running.append(process)
         return process
@@ -92,6 +92,11 @@ def start_worker(broker_url: str) -> Iterator[Start]:
     """Start a real worker of either kind for the tests of a module; see `workers`."""
     with workers(broker_url) as start:
         yield start
+
+
+def name_of(worker: WorkerProcess) -> str:
+    """Return what a worker is called."""
+    return worker.command[worker.command.index("-n") + 1]
 
 
 @pytest.fixture(scope="module")
