@@ -82,17 +82,20 @@ class Leadership:
         max_bytes: The largest record that is read.
         backoff: How to wait between attempts to connect.
         ping: Answers pings, if they are to be answered.
+        digest: Of what this beat would send by: those that differ are told of.
     """
 
     def __init__(
         self, endpoints: Sequence[Any], names: Names, tell: Callable[[Event], None], max_bytes: int, backoff: Backoff,
         ping: Ping | None = None,
+        digest: str = "",
     ) -> None:  # fmt: skip
         self.who = f"beat@{socket.gethostname()} (process {os.getpid()})"
         self._names = names
         self._tell = tell
         self._max_bytes = max_bytes
         self._ping = ping
+        self._digest = digest
         self._thread = LoopThread("amqptasks beat")
         self._loop = self._thread.loop()
         self._link = Link(
@@ -436,7 +439,7 @@ class Leadership:
         self._tell(Ordered(self._term, delivery))
 
     def _send_news(self) -> None:
-        body = json.dumps({"v": 1, "leader": self.who}).encode()
+        body = json.dumps({"v": 1, "leader": self.who, "digest": self._digest}).encode()
         message = encode(Message(body, delivery_mode=TRANSIENT), self._names.news, "")
         if self._confirms is not None:
             out = Outgoing(message, (self._names.news_need(),), lambda _out, _error: None, mandatory=False)
@@ -447,12 +450,18 @@ class Leadership:
         if self._term or len(delivery.body) > _MAX_NEWS_BYTES:
             return
         try:
-            leader = json.loads(delivery.body)["leader"]
+            news = json.loads(delivery.body)
+            leader, digest = news["leader"], news["digest"]
         except (ValueError, RecursionError, LookupError, TypeError):
             return
         if isinstance(leader, str) and leader != self._leader:
             self._leader = leader
             logger.warning("beat: Standing by: %s leads", printable(leader, 200))
+            if digest != self._digest:
+                logger.warning(
+                    "beat: the entries of the one that leads are not those of this one: it has other settings, or is "
+                    "another app's (%s is the name that they share; see beat_schedule_name)", self._names.title
+                )  # fmt: skip
 
     def _say_standing_by(self) -> None:
         if not self._term and not self._leader and self._link.is_up:

@@ -6,6 +6,7 @@ users, such as the functions behind arguments, runs here, and may take its time 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import queue
 import signal
@@ -136,7 +137,7 @@ class Beat:
         logger.debug("beat: Ticking with max interval->%g s", self.scheduler.max_interval)
         leadership = self._leadership = Leadership(
             self._endpoints, self.names, self._inbox.put, conf.task_message_max_bytes,
-            Backoff(max_s=conf.broker_connection_retry_interval_max), self.ping,
+            Backoff(max_s=conf.broker_connection_retry_interval_max), self.ping, self._digest(),
         )  # fmt: skip
         leadership.start()
         wait_s: float | None = None
@@ -151,6 +152,10 @@ class Beat:
             leadership.close()
             self._close_scheduler()
         return 0
+
+    def _digest(self) -> str:
+        names = sorted(name for name in self.scheduler.schedule if name not in self.scheduler.added)
+        return hashlib.sha1("\0".join(names).encode("utf-8", "replace"), usedforsecurity=False).hexdigest()[:12]
 
     def _close_scheduler(self) -> None:
         try:

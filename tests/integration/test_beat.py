@@ -37,6 +37,9 @@ SOURCE = """
         "second": {"task": tick.name, "schedule": 0.5, "args": ["second"], "missed": "all"},
     }
 
+    if os.environ.get("OTHER_ENTRIES"):
+        app.add_periodic_task(3600, tick.s("other"))
+
     @signals.beat_init.connect
     def begun(sender, **_):
         note("beat_init")
@@ -87,6 +90,7 @@ def test_it_sends_while_another_stands_by_and_takes_over_when_that_dies(shop: Be
     second = shop.beat()
     second.wait_for(rf"Standing by: beat@\S+ \(process {first.pid}\) leads")
     shop.fires(2)
+    assert "beat_schedule_name" not in second.log
 
     # When the one that leads is killed
     first.kill()
@@ -126,6 +130,13 @@ def test_a_leader_that_was_frozen_sends_nothing_more(shop: BeatShop) -> None:
     shop.fires(2)
     fired = shop.fired()
     assert len(fired) == len(set(fired))
+
+
+def test_a_beat_of_another_app_by_the_same_name_is_told_of(shop: BeatShop) -> None:
+    # Given a beat that leads / When one with other entries is started by the same name / Then it says so
+    leads(shop.beat())
+    other = shop.beat(env={"OTHER_ENTRIES": "1"})
+    other.wait_for(f"another app's .{shop.project.name} is the name that they share; see beat_schedule_name")
 
 
 def test_what_is_no_token_is_set_aside(shop: BeatShop) -> None:
