@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from amqptasks.exceptions import BackendGetMetaError, ImproperlyConfigured, TimeoutError
+from amqptasks.results.named import CeleryNames
 from amqptasks.results.record import ResultRecord
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Unavailable(BackendGetMetaError):
     """The store could not be read, and may be back soon: who waits may go on waiting."""
 
 
-class ResultBackend(ABC):
+class ResultBackend(CeleryNames, ABC):
     """Where results are kept, or how they travel.
 
     Attributes:

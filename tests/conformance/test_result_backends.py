@@ -375,6 +375,34 @@ def test_forgotten_is_gone(subject, backend, new):
     assert backend.fetch(task_id) is None
 
 
+def test_it_answers_to_celerys_names(subject, backend, new):
+    # Given a task of which nothing is known, one that is done, and one that failed
+    done, failed, own = new(), new(), new()
+    assert (backend.get_state(done), backend.get_result(done)) == ("PENDING", None)
+    subject.deliver(success(done))
+    subject.deliver(failure(failed))
+    # When it is asked by Celery's names / Then it says what Celery's does
+    assert backend.wait_for(done, timeout=PATIENCE_S)["status"] == "SUCCESS"
+    assert backend.get_result(done) == backend.get_task_meta(done)["result"] == backend.fetch(done).result
+    assert isinstance(backend.wait_for(failed, timeout=PATIENCE_S)["result"], Exception)
+    assert (backend.get_status(failed), backend.get_traceback(failed)) == ("FAILURE", backend.fetch(failed).traceback)
+    # And it stores what it is given by hand, if it stores anything
+    if backend.in_message:
+        with pytest.raises(NotImplementedError, match="update_state"):
+            backend.store_result(own, 5, "SUCCESS")
+        return
+    for store, state in (
+        (lambda: backend.mark_as_started(own, pid=5), "STARTED"),
+        (lambda: backend.mark_as_retry(own, ValueError("again")), "RETRY"),
+        (lambda: backend.store_result(own, {"done": 1}, "HALFWAY"), "HALFWAY"),
+        (lambda: backend.mark_as_failure(own, ValueError("no"), "Traceback: ..."), "FAILURE"),
+        (lambda: backend.mark_as_done(own, [1]), "SUCCESS"),
+        (lambda: backend.mark_as_revoked(own, "late"), "SUCCESS"),
+    ):
+        store()
+        eventually(lambda wanted=state: backend.get_state(own) == wanted, PATIENCE_S)
+
+
 def test_forgetting_what_was_never_known_is_fine(backend):
     backend.forget(str(uuid.uuid4()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,27 @@ def test_a_part_counts_once_and_the_last_one_stays_the_last(backend: RedisBacken
     # And one that Celery has finished is over
     server.set(f"{key}.c", "done")
     assert not backend.count_part(chord_id, "a", 0, "SUCCESS", "first")
+
+
+def test_a_chord_that_is_begun_again_goes_on_or_begins_anew(backend: RedisBackend) -> None:
+    # Given a chord of two, one of which is counted, and a part added, twice by the same task
+    chord_id = uuid.uuid4().hex
+    begin = partial(backend.begin_chord, chord_id, 2, None, is_nested=False)
+    begin(is_again=False)
+    assert not backend.count_part(chord_id, "a", 0, "SUCCESS", 1)
+    for _ in range(2):
+        backend.add_to_chord(chord_id, "a:1")
+    assert not backend.count_part(chord_id, "b", 1, "SUCCESS", 2)
+    # When who sent it is run twice / Then what is counted stays counted
+    begin(is_again=True)
+    assert backend.count_part(chord_id, "more", 0, "SUCCESS", 3)
+    begin(is_again=True)
+    assert not backend.count_part(chord_id, "b", 1, "SUCCESS", 2)
+    # And when a program sends it once more, it begins anew
+    begin(is_again=False)
+    assert not backend.count_part(chord_id, "a", 0, "SUCCESS", "new")
+    assert backend.count_part(chord_id, "b", 1, "SUCCESS", "new")
+    assert [value for *_, value in backend.counted_parts(chord_id)] == ["new", "new"]
 
 
 def test_nothing_is_complete_before_its_size_is_known(backend: RedisBackend, server: Any) -> None:

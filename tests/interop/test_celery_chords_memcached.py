@@ -186,6 +186,16 @@ def test_a_part_that_was_ended_while_it_counted_is_counted_once(
     assert server.get(key).split()[0] == str(1 + others).encode()
 
 
+def test_a_chord_that_is_begun_again_goes_on(backend: MemcachedBackend) -> None:
+    # Given a chord of two, one of which is counted / When who sent it is run twice / Then what is counted stays counted
+    chord_id = uuid.uuid4().hex
+    header = [[chord_id, None], [[["a", None], None], [["b", None], None]]]
+    for is_again in (False, True):
+        backend.begin_chord(chord_id, 2, header, is_nested=False, is_again=is_again)
+        assert not backend.count_part(chord_id, "a", 0, "SUCCESS", 1, 2)
+    assert backend.count_part(chord_id, "b", 1, "SUCCESS", 1)
+
+
 def test_the_size_is_that_of_the_saved_group_if_the_body_says_none(backend: MemcachedBackend, server: Any) -> None:
     chord_id = uuid.uuid4().hex
     server.set(Keys().chord(chord_id), 0)
