@@ -89,8 +89,9 @@ def test_it_sends_while_another_stands_by_and_takes_over_when_that_dies(shop: Be
     leads(first)
     second = shop.beat()
     second.wait_for(rf"Standing by: beat@\S+ \(process {first.pid}\) leads")
-    shop.fires(2)
+    shop.fires(3)
     assert "beat_schedule_name" not in second.log
+    repeated = shop.workers[0].log.count("was sent twice by beat")
 
     # When the one that leads is killed
     first.kill()
@@ -105,6 +106,8 @@ def test_it_sends_while_another_stands_by_and_takes_over_when_that_dies(shop: Be
     assert len(fired) >= before and len(fired) == len(set(fired))
     anchor = from_us(entry.anchor) - timedelta(seconds=0.5 * entry.count)
     assert set(fired[-3:]) <= set(due_ids(shop, anchor, entry.count))
+    # And it did not have to send again what the first had noted
+    assert shop.workers[0].log.count("was sent twice by beat") <= repeated + 1
     assert "beat: Starting..." in second.log and "Scheduler: Sending due task second" in second.log
 
 
