@@ -9,8 +9,10 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -27,6 +29,8 @@ SOURCE = """
     from amqptasks.exceptions import Reject
     from amqptasks.worker.control import control_command, inspect_command
 
+    if os.environ.get("POOR"):
+        app.conf.broker_url = os.environ["AMQPTASKS_BROKER_URL"]
     # Nobody else's workers answer, and nobody else's delays are told.
     app.conf.control_exchange = QUEUE + "-control"
     app.conf.task_queue_prefix = QUEUE
@@ -70,13 +74,30 @@ SOURCE = """
 """
 
 
+@contextmanager
+def by_hand(url: str) -> Iterator[Any]:
+    """A channel of any program's, on a connection of its own: some tests close those that are there."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    yield connection.channel()
+    connection.close()
+
+
+@pytest.fixture
+def channel(broker_url: str) -> Iterator[Any]:
+    with by_hand(broker_url) as made:
+        yield made
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterator[Workshop]:
     with Workshop(tmp_path_factory.mktemp("control"), broker_url, SOURCE) as made:
         yield made
         made.open_gates()
-        for name in (f"{made.queue}-control.pidbox", f"reply.{made.queue}-control.pidbox"):
-            made.delete_exchange(name)
+        with by_hand(broker_url) as channel:
+            for name in (f"{made.queue}-control.pidbox", f"reply.{made.queue}-control.pidbox"):
+                channel.exchange_delete(name)
+            for name in ("delayed", "revoked"):
+                channel.queue_delete(f"{made.queue}.{name}.v1")
 
 
 @pytest.fixture(scope="module")
@@ -259,13 +280,16 @@ def test_numbers_settings_and_queues_are_told(shop: Workshop, ask: Callable[...,
     assert stats["pid"] == obeying.pid and stats["pool"]["max-concurrency"] == 2
     assert sorted(stats["pool"]["processes"]) == sorted(obeying.children())[:2]
     assert stats["broker"]["transport"] == "amqp" and "password" not in stats["broker"]
-    assert sum(stats["total"].values()) >= 0 and stats["prefetch_count"] > 0
+    assert stats["prefetch_count"] > 0
+    begun = stats["total"].get(shop.tasks.add.name, 0)
+    shop.tasks.add.delay(1).get(timeout=20)
+    assert ask("stats")["total"][shop.tasks.add.name] == begun + 1
     # No secret leaves the worker
     assert "guest:guest" not in json.dumps([stats, conf, ask("report")])
     assert conf["control_queue_ttl"] == 77 and "task_serializer" not in conf
     assert ask("conf", with_defaults=True)["task_serializer"] == "json"
     assert [each["name"] for each in ask("active_queues")] == [shop.queue]
-    assert shop.tasks.add.name in ask("registered")
+    assert shop.tasks.again.name in ask("registered")
     # Attributes are told where they are plain data: a name from the wire runs nothing
     assert f"{shop.tasks.again.name} [max_retries=3]" in ask("registered", "max_retries", "__class__", "delay", "app")
     assert ask("memsample").endswith("MB") and "rss (end)" in ask("memdump")
@@ -424,9 +448,8 @@ def test_what_cannot_be_done_is_answered_with_an_error(order: Callable[..., Any]
 
 
 def test_what_is_no_command_is_passed_over(
-    shop: Workshop, order: Callable[..., Any], obeying: WorkerProcess
+    shop: Workshop, order: Callable[..., Any], obeying: WorkerProcess, channel: Any
 ) -> None:  # fmt: skip
-    channel = shop._pika()
     exchange = f"{shop.queue}-control.pidbox"
     good = json.dumps({"method": "ping", "reply_to": {"exchange": "made-up", "routing_key": "x"}, "ticket": "t"})
     for body, content_type, headers in [
@@ -448,8 +471,10 @@ def test_what_is_no_command_is_passed_over(
     assert order("clock")["clock"] < 10**15
 
 
-def test_a_flood_of_commands_keeps_no_task_waiting(shop: Workshop, order: Callable[..., Any]) -> None:
-    channel, body = shop._pika(), json.dumps({"method": "stats", "arguments": {}}).encode()
+def test_a_flood_of_commands_keeps_no_task_waiting(
+    shop: Workshop, order: Callable[..., Any], channel: Any
+) -> None:  # fmt: skip
+    body = json.dumps({"method": "stats", "arguments": {}}).encode()
     for _ in range(2000):
         channel.basic_publish(
             f"{shop.queue}-control.pidbox", "", body, pika.BasicProperties(content_type="application/json")
@@ -490,10 +515,10 @@ def test_a_second_worker_of_a_name_is_refused(shop: Workshop, obeying: WorkerPro
     assert obeying.process.poll() is None
 
 
-def test_a_ghost_of_a_name_is_passed_over_and_a_stopped_worker_leaves_it(shop: Workshop) -> None:
+def test_a_ghost_of_a_name_is_passed_over_and_a_stopped_worker_leaves_it(shop: Workshop, channel: Any) -> None:
     # Given a connection that holds a name and answers nothing
     name = f"ghost-{uuid.uuid4().hex[:6]}@test"
-    shop._pika().queue_declare(f"{name}.{shop.queue}-control.pidbox", exclusive=True, auto_delete=True)
+    channel.queue_declare(f"{name}.{shop.queue}-control.pidbox", exclusive=True, auto_delete=True)
     # When a worker of the name starts
     worker = shop.start("-n", name, "-P", "solo")
     # Then it goes to work, and says so
@@ -521,6 +546,30 @@ def test_a_worker_can_be_without_remote_control_or_with_a_queue_that_stays(
     assert "only prefork can be restarted" in refused[0][node_of(lasting)]["error"]
     silent.stop()
     lasting.stop()
+
+
+def test_a_user_without_the_rights_is_told_once_and_the_worker_works(
+    shop: Workshop, rabbitmqctl: Callable[..., str]
+) -> None:
+    # Given a user who may do what tasks need, and no more
+    user, own = f"user-{uuid.uuid4().hex[:8]}", f"^({shop.queue}(\\..*)?|amq\\.default)$"
+    rabbitmqctl("add_user", user, "secret")
+    try:
+        rabbitmqctl("set_permissions", user, own, own, own)
+        url = urlsplit(shop.broker_url)
+        # When a worker logs in as that user
+        worker = shop.start(
+            "-P", "solo", "-Q", f"{shop.queue}.poor",
+            env={"AMQPTASKS_BROKER_URL": f"amqp://{user}:secret@{url.hostname}:{url.port}{url.path}", "POOR": "1"},
+        )  # fmt: skip
+        # Then it says once what it cannot do, and works
+        shop.also_delete(f"{shop.queue}.poor")
+        assert shop.tasks.add.apply_async((4,), queue=f"{shop.queue}.poor").get(timeout=20) == 4
+        assert worker.log.count("Remote commands cannot be answered") == 1
+        assert "Cannot declare queue" not in worker.log
+        worker.stop()
+    finally:
+        rabbitmqctl("delete_user", user)
 
 
 # ---- many workers, and no broker

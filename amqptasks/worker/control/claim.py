@@ -105,7 +105,8 @@ class NameClaim:
                 self._ask(queue, self._ticket)
             return
         if error is not None:
-            logger.warning("The name %s could not be claimed: %s", self._state.hostname, error)
+            # That commands cannot be answered is said already.
+            logger.info("The name %s could not be claimed: %s", self._state.hostname, error)
         self._go()
 
     def _ask(self, queue: str, ticket: str) -> None:

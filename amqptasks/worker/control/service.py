@@ -12,7 +12,7 @@ from amqptasks.broker.declarer import Declarer
 from amqptasks.broker.delay_index import DelayIndex
 from amqptasks.broker.link import Connection
 from amqptasks.broker.mailbox import MailboxNames, reply_need
-from amqptasks.exceptions import ContentError, EncodeError, OperationalError, TopologyConflict
+from amqptasks.exceptions import ContentError, EncodeError, OperationalError
 from amqptasks.wire.pidbox import ControlReply, ControlRequest, encode_reply, matches, read_request, reply_exchange
 from amqptasks.wire.reprs import printable, short_repr
 from amqptasks.wire.serializers import accepted
@@ -28,6 +28,8 @@ logger = logging.getLogger("amqptasks.worker.control")
 
 #: Commands that the broker sends ahead: a flood of them waits there, and tasks get their turns.
 PREFETCH: Final = 10
+#: How soon it is tried again to declare the queue of commands, seconds.
+DECLARE_AGAIN_S: Final = 60.0
 #: Answers on their way at once; further ones are not given.
 MAX_REPLIES: Final = 500
 #: Bytes of one answer.
@@ -54,6 +56,8 @@ class ControlService:
         self._consumer: QueueConsumer | None = None
         self._replies = 0
         self._is_over = False
+        #: Whether it was said that commands cannot be answered.
+        self._is_told = False
         self._delays: DelayReader | None = None
         self._index: DelayIndex | None = None
         if conf.delay_index:
@@ -69,11 +73,30 @@ class ControlService:
         """Listen to commands, and call ``then`` when it is known that no other worker has this name."""
         # A new queue for each connection: the old one may be locked by the old connection for a while.
         queue = self._names.queue_name(self.state.hostname)
-        self._consumer = QueueConsumer(
-            self.state.loop, queue, need=self._names.queue_need(queue), prefetch=PREFETCH,
-            on_delivery=self._on_delivery, on_refused=self._on_refused, tag_prefix="control",
-        )  # fmt: skip
-        self._consumer.up(connection, declarer, version)
+        need = self._names.queue_need(queue)
+        consumer = self._consumer = QueueConsumer(
+            self.state.loop, queue, need=need, prefetch=PREFETCH, on_delivery=self._on_delivery, tag_prefix="control"
+        )
+
+        def declare() -> None:
+            if self._consumer is consumer and not self._is_over:
+                declarer.ensure(need.key, need.steps(version), declared)
+
+        def declared(error: OperationalError | None) -> None:
+            if self._consumer is not consumer:
+                return
+            if error is None:
+                consumer.up(connection, declarer, version)
+                return
+            if not self._is_told:
+                self._is_told = True
+                logger.error(
+                    "Remote commands cannot be answered: %s. Give the user the rights, or set "
+                    "worker_enable_remote_control to False", error,
+                )  # fmt: skip
+            self.state.loop.call_later(DECLARE_AGAIN_S, declare)
+
+        declare()
         self._claim.up(declarer, version, queue, then)
 
     def up(self, connection: Connection, declarer: Declarer, version: tuple[int, ...] | None) -> None:
@@ -106,9 +129,6 @@ class ControlService:
         """Send off the last notes of delayed calls. The queue ends with the connection."""
         if self._index is not None:
             self._index.flush()
-
-    def _on_refused(self, _consumer: QueueConsumer, conflict: TopologyConflict) -> None:
-        logger.error("Remote commands cannot be answered: %s", conflict)
 
     # -- commands
 
