@@ -200,6 +200,7 @@ def test_a_task_tells_events_of_its_own(shop: Workshop, watcher: Watcher, tellin
     task_id = shop.tasks.tells.delay(50).id
     # Then its event comes between those of the worker, in the worker's name
     assert watcher.story(task_id, "task-succeeded") == ["received", "started", "halfway", "succeeded"]
+    assert [each["type"] for each in watcher.events if each.get("uuid") == task_id][2] == "task-halfway"
     halfway = watcher.of(task_id)[2]
     assert (halfway["percent"], halfway["hostname"]) == (50, node_of(telling))
 
