@@ -16,6 +16,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import pytest
+
+from amqptasks.cli.main import run
 from tests.support import ROOT
 
 #: The width of the terminal that output must fit.
@@ -26,6 +29,16 @@ def environment(more: dict[str, str] | None = None) -> dict[str, str]:
     """The environment of a user who has set nothing but what is given."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("AMQPTASKS_")}
     return clean | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": str(COLUMNS)} | (more or {})
+
+
+def here(capfd: pytest.CaptureFixture[str], *words: str, code: int = 0) -> tuple[str, str]:
+    """Run a command line in this process, which is ten times as fast; return what it said, and its errors."""
+    capfd.readouterr()
+    ended = run(["--no-color", *words])
+    said = capfd.readouterr()
+    assert ended == code, f"{words} ended with {ended}:\n{said.out}\n{said.err}"
+    assert "Traceback" not in said.err, said.err
+    return said.out, said.err
 
 
 class Shell:

@@ -13,7 +13,7 @@ import pytest
 from amqptasks.broker.by_hand import ByHand
 from amqptasks.broker.parameters import endpoints
 from amqptasks.urls import mask_url
-from tests.command import Shell, Terminal
+from tests.command import Shell, Terminal, here
 
 Run = Callable[..., "CompletedProcess[str]"]
 
@@ -34,11 +34,13 @@ def names(session: ByHand, unique: Callable[..., str]) -> Iterator[tuple[str, st
 
 
 @pytest.fixture
-def run(tmp_path: Path, broker_url: str) -> Run:
-    shell = Shell(tmp_path)
-
-    def act(*words: str, code: int = 0, answer: str = "") -> CompletedProcess[str]:
-        done = shell("-b", broker_url, "amqp", *words, code=code, answer=answer)
+def run(tmp_path: Path, broker_url: str, capfd: pytest.CaptureFixture[str]) -> Run:
+    def act(*words: str, code: int = 0, answer: str | None = None) -> CompletedProcess[str]:
+        line = ("-b", broker_url, "amqp", *words)
+        if answer is None:
+            done = CompletedProcess(line, code, *here(capfd, *line, code=code))
+        else:
+            done = Shell(tmp_path)(*line, code=code, answer=answer)
         # Whatever is said, it never has the password
         assert "guest:guest" not in done.stdout + done.stderr
         return done
@@ -84,11 +86,11 @@ def test_the_short_words(run: Run, names: tuple[str, str]) -> None:
     shown = json.loads(run("get", queue, "yes", "--json").stdout)
     assert shown["body"] == "two" and shown["delivery_info"]["exchange"] == exchange
     # And nothing is deleted without a question
-    assert "Delete 1 message from" in run("purge", queue, code=1).stdout
+    assert "Delete 1 message from" in run("purge", queue, code=1, answer="n\n").stdout
     assert run("purge", queue, answer="y\n").stdout.endswith("1 message deleted.\nOK\n")
     assert run("delete", queue).stdout == "0 messages deleted.\nOK\n"
     assert f"there is no queue {queue!r}" in run("delete", "-f", queue, code=1).stderr
-    assert "Delete the exchange" in run("exchange.delete", exchange, code=1).stdout
+    assert "Delete the exchange" in run("exchange.delete", exchange, code=1, answer="n\n").stdout
     run("exchange.delete", "-f", exchange)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import Shell, environment
+from tests.command import Shell, environment, here
 from tests.running import Workshop
 
 NODE = re.compile(r'^    "(?P<name>[^"]+)" \[(?P<how>.*)\]$', re.MULTILINE)
@@ -50,24 +50,24 @@ def test_real_workers_are_drawn(shop: Workshop) -> None:
     assert facts == {"workers": {names[0]: 2, names[1]: 1}, "broker": broker, "backend": "rpc://"}
 
 
-def test_no_worker_is_an_answer_too(tmp_path: Path, broker_url: str) -> None:
-    done = Shell(tmp_path)("-b", broker_url, "graph", "workers", "-t", "0.2", "-d", "nobody@nowhere", code=69)
-    (said,) = done.stderr.splitlines()
+def test_no_worker_is_an_answer_too(broker_url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ("-b", broker_url, "graph", "workers", "-t", "0.2", "-d", "nobody@nowhere")
+    out, errors = here(capfd, *words, code=69)
+    (said,) = errors.splitlines()
     assert said.startswith("Error: No nodes replied within time constraint")
-    assert done.stdout == ""
+    assert out == ""
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["nodes:a,b", "threads:2,1"],
         ["nodes:a,b,c,d,e,f", "threads:4,4,4,4,4,4"],
-        ["nodes:a,b,c,d,e", "threads:7,1,1,1,1", "tmax:0", "wmax:0"],
         ["nodes:a,b,c,d,e,f,g", "threads:1,1,1,1,1,1,1", "enumerate"],
     ],
 )
-def test_workers_that_are_named_are_drawn_as_celery_draws_them(tmp_path: Path, words: list[str]) -> None:
-    shell = Shell(tmp_path)
+def test_workers_that_are_named_are_drawn_as_celery_draws_them(
+    tmp_path: Path, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     words = [*words, "broker:amqp://x", "backend:rpc://"]
     # Given what Celery draws
     theirs = subprocess.run(
@@ -75,7 +75,7 @@ def test_workers_that_are_named_are_drawn_as_celery_draws_them(tmp_path: Path, w
         capture_output=True, text=True, timeout=50,
     )  # fmt: skip
     # When ours is drawn / Then there are the same nodes and edges, but for slots of workers that Celery left out
-    nodes, edges = read(shell("graph", "workers", *words).stdout)
+    nodes, edges = read(here(capfd, "graph", "workers", *words)[0])
     expected, their_edges = read(theirs.stdout)
     assert {each for each in nodes if not each.startswith("thr-")} == {
         each for each in expected if not each.startswith("thr-")
@@ -85,15 +85,15 @@ def test_workers_that_are_named_are_drawn_as_celery_draws_them(tmp_path: Path, w
     }
 
 
-def test_few_are_drawn_as_few_as_can_be(tmp_path: Path) -> None:
+def test_few_are_drawn_as_few_as_can_be(capfd: pytest.CaptureFixture[str]) -> None:
     # Where Celery ends with an error: fewer threads than nodes, and less room than three
-    nodes, _edges = read(Shell(tmp_path)("graph", "workers", "nodes:a,b,c,d", "threads:1", "wmax:1", "broker:x").stdout)
+    words = ("graph", "workers", "nodes:a,b,c,d", "threads:1", "wmax:1", "broker:x")
+    nodes, _edges = read(here(capfd, *words)[0])
     assert {"a", "W⎨…₂⎬", "d"} <= nodes
 
 
-def test_the_parts_of_a_worker_are_drawn(tmp_path: Path) -> None:
-    shell = Shell(tmp_path)
-    nodes, edges = read(shell("graph", "bootsteps").stdout)
+def test_the_parts_of_a_worker_are_drawn(capfd: pytest.CaptureFixture[str]) -> None:
+    nodes, edges = read(here(capfd, "graph", "bootsteps")[0])
     # Then what every worker has is there, and what only some have is marked
     assert {"worker.worker", "worker.settlement", "broker.loop", "worker.pools.prefork"} <= {
         each.removeprefix("∘") for each in nodes
@@ -101,7 +101,7 @@ def test_the_parts_of_a_worker_are_drawn(tmp_path: Path) -> None:
     assert "∘worker.control.service" in nodes and "broker.loop" in nodes
     assert ("worker.worker", "broker.loop") in edges
     # And a part of them can be asked for
-    only = json.loads(shell("graph", "bootsteps", "worker", "--json").stdout)
+    only = json.loads(here(capfd, "graph", "bootsteps", "worker", "--json")[0])
     assert all(name.startswith("worker.") for name in only)
     assert "worker.control.service" in only["worker.worker"]["optional"]
 
@@ -116,6 +116,6 @@ def test_the_parts_of_a_worker_are_drawn(tmp_path: Path) -> None:
         (["worker"], "did you mean 'workers'?"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], says: str) -> None:
-    (said,) = Shell(tmp_path)("graph", *words, code=2).stderr.splitlines()
+def test_a_mistake_is_one_line(words: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    (said,) = here(capfd, "graph", *words, code=2)[1].splitlines()
     assert says in said

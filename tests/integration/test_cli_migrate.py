@@ -20,7 +20,8 @@ from amqptasks.broker.admin import Admin
 from amqptasks.broker.by_hand import ByHand
 from amqptasks.broker.moving import Destination, Source
 from amqptasks.broker.parameters import endpoints
-from tests.command import Shell, environment
+from amqptasks.broker.topology import DeclareQueue, dead_queue, plan
+from tests.command import Shell, environment, here
 from tests.running import Workshop
 from tests.support import eventually
 
@@ -56,9 +57,9 @@ class Removal(Workshop):
 
     def fill(self, bodies: list[bytes], queue: str = "") -> None:
         """Put messages into a queue at the source."""
-        steps = Shell(self.directory)("-A", self.project.name, "queues", "declare")
-        assert steps.returncode == 0
         with Destination(endpoint(self.broker_url)) as putting:
+            for each in self.app.queues.values():
+                putting.declare(plan(each, default_type="quorum", version=putting.version))
             properties = pika.BasicProperties(delivery_mode=2)
             assert all(putting.put_all([(queue or self.queue, body, properties) for body in bodies]))
 
@@ -190,8 +191,6 @@ def test_what_stays_is_told_and_can_be_fetched(shop: Removal) -> None:
     shop.app.send_task("shop.add", (1, 1), countdown=300)
     dead = f"{shop.queue}.dead"
     with ByHand(endpoint(shop.broker_url)) as by_hand:
-        from amqptasks.broker.topology import dead_queue
-
         by_hand.declare([dead_queue(shop.app.conf, shop.queue, by_hand.version)])
         by_hand.put("", dead, b"unreadable", {"headers": {"amqptasks-reason": "unreadable"}})
     # When the queue is moved / Then both are named
@@ -224,8 +223,6 @@ def test_a_destination_that_takes_no_more_keeps_them_at_the_source(shop: Removal
     shop.fill([b"%d" % number for number in range(5)])
     target = f"{shop.queue}-full"
     with ByHand(endpoint(shop.other_url)) as by_hand:
-        from amqptasks.broker.topology import DeclareQueue
-
         arguments = {"x-queue-type": "classic", "x-max-length": 2, "x-overflow": "reject-publish"}
         by_hand.declare([DeclareQueue(target, arguments=arguments)])
     # When messages are moved there / Then those that it refused stay, and that is told
@@ -251,7 +248,8 @@ def test_a_destination_that_takes_no_more_keeps_them_at_the_source(shop: Removal
     ],
 )
 def test_a_mistake_is_one_line(
-    shop: Removal, words: tuple[str, ...], ends: tuple[str, ...], code: int, says: str
-) -> None:
-    (said,) = shop.migrate(*words, ends=ends, code=code).stderr.splitlines()
+    words: tuple[str, ...], ends: tuple[str, ...], code: int, says: str, broker_url: str, other_url: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (said,) = here(capfd, "migrate", *(ends or (broker_url, other_url)), *words, code=code)[1].splitlines()
     assert says in said and "guest:guest" not in said

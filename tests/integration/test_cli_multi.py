@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import Shell
+from tests.command import Shell, here
 from tests.running import Workshop
 from tests.support import eventually
 
@@ -151,21 +151,23 @@ def test_a_number_that_was_left_behind_is_never_signalled(herd: Herd) -> None:
     bystander.wait(10)
 
 
-def test_what_would_be_started_is_shown(tmp_path: Path) -> None:
-    shell = Shell(tmp_path)
+def test_what_would_be_started_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    def shell(*words: str, code: int = 0) -> tuple[str, str]:
+        return here(capfd, *words, code=code)
+
     # Given options before `multi` and behind it / When the commands are shown / Then each has its own, ready to be run
     done = shell("-A", "proj", "-b", "amqp://rabbit", "multi", "show", "2", "-c:1", "5", "--pidfile=%n.pid")
-    first, second = done.stdout.splitlines()
+    first, second = done[0].splitlines()
     assert " -m amqptasks -A proj -b amqp://rabbit worker --detach --pidfile=celery1.pid -c 5 -n celery1@" in first
     assert "-c" not in second.split()
     # And as JSON
-    found = json.loads(shell("multi", "show", "2", "--json").stdout)
+    found = json.loads(shell("multi", "show", "2", "--json")[0])
     assert [each.partition("@")[0] for each in found] == ["celery1", "celery2"]
-    assert shell("multi", "names", "2", "-n", "lan").stdout.split() == ["celery1@lan", "celery2@lan"]
-    assert shell("multi", "expand", "/run/%n@%h", "a", "-n", "lan").stdout == "/run/a@lan\n"
-    assert "-c 7" in shell("multi", "get", "b", "a", "b", "-c:b", "7").stdout
-    assert "no node is called 'c'" in shell("multi", "get", "c", "a", "b", code=1).stderr
-    assert "range" in shell("multi", "help").stdout
+    assert shell("multi", "names", "2", "-n", "lan")[0].split() == ["celery1@lan", "celery2@lan"]
+    assert shell("multi", "expand", "/run/%n@%h", "a", "-n", "lan")[0] == "/run/a@lan\n"
+    assert "-c 7" in shell("multi", "get", "b", "a", "b", "-c:b", "7")[0]
+    assert "no node is called 'c'" in shell("multi", "get", "c", "a", "b", code=1)[1]
+    assert "range" in shell("multi", "help")[0]
 
 
 @pytest.mark.parametrize(
@@ -179,8 +181,10 @@ def test_what_would_be_started_is_shown(tmp_path: Path) -> None:
         (["show", "2", "-c:9", "1"], "there is no node 9"),
     ],
 )
-def test_a_mistake_is_one_line_and_starts_nothing(tmp_path: Path, words: list[str], says: str) -> None:
-    done = Shell(tmp_path)("multi", *words, code=2)
-    (said,) = done.stderr.splitlines()
+def test_a_mistake_is_one_line_and_starts_nothing(
+    tmp_path: Path, words: list[str], says: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (said,) = here(capfd, "multi", *words, code=2)[1].splitlines()
     assert says in said
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import Shell, Terminal, environment
+from tests.command import Shell, Terminal, environment, here
 from tests.support import ROOT, WorkerProcess
 
 FILES = {
@@ -196,6 +196,9 @@ def test_the_patch_is_coloured_at_a_terminal(shell: Shell) -> None:
         (["setings", "x.py"], "did you mean 'settings'?"),
     ],
 )
-def test_a_mistake_is_one_line(shell: Shell, words: list[str], says: str) -> None:
-    (said,) = shell("upgrade", *words, code=2).stderr.splitlines()
+def test_a_mistake_is_one_line(
+    shell: Shell, words: list[str], says: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shell.directory)
+    (said,) = here(capfd, "upgrade", *words, code=2)[1].splitlines()
     assert says in said
