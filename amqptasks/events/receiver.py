@@ -95,7 +95,10 @@ class Receiver:
                 "the queue of a monitor cannot be both exclusive and durable: set one of event_queue_exclusive and "
                 "event_queue_durable to False"
             )
-        arguments = {"x-message-ttl": _milliseconds(ttl_s), "x-expires": _milliseconds(expires_s)}
+        # The type is said, for a virtual host may have another default, which knows no queues that come and go.
+        arguments = {
+            "x-queue-type": "classic", "x-message-ttl": _milliseconds(ttl_s), "x-expires": _milliseconds(expires_s)
+        }  # fmt: skip
         self.declares: tuple[Step, ...] = (
             messages.exchange_of(conf.event_exchange),
             DeclareQueue(

@@ -110,5 +110,7 @@ def _judge(shop: BeatShop, kills: int) -> Verdict:
     repeated = shop.workers[0].log.count("was sent twice by beat")
     verdict.notes.append(f"{repeated} sent twice and run once")
     if repeated > 2 * kills:
-        verdict.faults.append(f"{repeated} tasks were sent twice, more than one of each entry for each of {kills} kills")
+        verdict.faults.append(
+            f"{repeated} tasks were sent twice, more than one of each entry for each of {kills} kills"
+        )
     return verdict

@@ -26,7 +26,7 @@ def test_a_receiver_declares_what_celerys_does(app: App) -> None:
     # Given the settings as they are / When a receiver is made
     receiver = app.events.Receiver(node_id="me", routing_key="worker.#")
     # Then it has Celery's exchange, and a queue of its own that goes with it
-    arguments = {"x-message-ttl": 5000, "x-expires": 60000}
+    arguments = {"x-queue-type": "classic", "x-message-ttl": 5000, "x-expires": 60000}
     assert receiver.declares == (
         DeclareExchange("celeryev", "topic", durable=True),
         DeclareQueue("celeryev.me", durable=False, exclusive=True, auto_delete=True, arguments=arguments),
@@ -38,9 +38,13 @@ def test_a_receiver_declares_what_celerys_does(app: App) -> None:
     ("setting", "value", "expected"),
     [
         ("event_queue_prefix", "watch", {"queue": "watch.me"}),
-        ("event_queue_ttl", 1.5, {"arguments": {"x-message-ttl": 1500, "x-expires": 60000}}),
-        ("event_queue_ttl", None, {"arguments": {"x-expires": 60000}}),
-        ("event_queue_expires", 7, {"arguments": {"x-message-ttl": 5000, "x-expires": 7000}}),
+        ("event_queue_ttl", 1.5, {"arguments": {"x-queue-type": "classic", "x-message-ttl": 1500, "x-expires": 60000}}),
+        ("event_queue_ttl", None, {"arguments": {"x-queue-type": "classic", "x-expires": 60000}}),
+        (
+            "event_queue_expires",
+            7,
+            {"arguments": {"x-queue-type": "classic", "x-message-ttl": 5000, "x-expires": 7000}},
+        ),
         ("event_queue_exclusive", False, {"exclusive": False, "auto_delete": True}),
         ("event_queue_durable", True, {"durable": True, "auto_delete": False}),
     ],
