@@ -29,6 +29,8 @@ __all__ = ["migrate"]
 
 #: How long ``--forever`` waits for messages before it looks whether it was told to end.
 LOOK_EVERY_S = 1.0
+#: How often it says there how far it is, messages.
+PROGRESS_EVERY = 1000
 
 
 @dataclass(slots=True)
@@ -250,6 +252,13 @@ def _move_all(obj: Globals, taking: Source, putting: Destination, move: Move, to
             done = _move_some(taking, putting, move, batch)
             if bar is not None:
                 bar.advance(done)
+            elif done and not obj.quiet and _is_past(move.moved.total(), done):
+                click.echo(f"{_told(move)} so far", err=True)
+
+
+def _is_past(total: int, more: int) -> bool:
+    """Whether the last of these made another round number full."""
+    return total // PROGRESS_EVERY > (total - more) // PROGRESS_EVERY
 
 
 def _move_some(taking: Source, putting: Destination, move: Move, batch: list[Taken]) -> int:

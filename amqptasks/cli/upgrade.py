@@ -217,17 +217,25 @@ def _show(file: File) -> None:
 
 def _write(file: File, no_backup: bool) -> None:
     """Write a file in one step: who ends the program in between finds the old one or the new one, whole."""
-    fresh = file.path.with_name(f".{file.path.name}.new")
+    target = file.path.resolve()
+    fresh = target.with_name(f".{target.name}.new")
     try:
+        mode = target.stat().st_mode & 0o777
         if not no_backup:
-            number, backup = 1, file.path.with_name(f"{file.path.name}.orig")
+            number, backup = 1, target.with_name(f"{target.name}.orig")
             while backup.exists():
-                number, backup = number + 1, file.path.with_name(f"{file.path.name}.orig{number + 1}")
-            backup.write_bytes(file.before.encode(file.encoding))
-        target = file.path.resolve()
-        fresh.write_bytes(file.after.encode(file.encoding))
-        fresh.chmod(target.stat().st_mode & 0o777)
+                number += 1
+                backup = target.with_name(f"{target.name}.orig{number}")
+            _put(backup, file.before.encode(file.encoding), mode)
+        _put(fresh, file.after.encode(file.encoding), mode)
         fresh.replace(target)
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise CliError(f"cannot write {str(file.path)!r}: {error.strerror}", EXIT_FAILED) from error
+
+
+def _put(path: Path, data: bytes, mode: int) -> None:
+    """Write a file that nobody else may read before it is what they may."""
+    path.touch(mode=0o600)
+    path.write_bytes(data)
+    path.chmod(mode)

@@ -205,17 +205,18 @@ def test_what_stays_is_told_and_can_be_fetched(shop: Removal) -> None:
 
 
 def test_it_goes_on_for_ever_until_it_is_told(shop: Removal) -> None:
-    shop.fill([b"first"])
+    shop.fill([b"first"] * 1000)
     process = shop.begin("-F")
     # Given that it runs / When more comes, a delayed task among it / Then that moves too
-    eventually(lambda: shop.there() == 1, 20.0)
+    eventually(lambda: shop.there() == 1000, 20.0)
     shop.app.send_task("shop.add", (1, 1), countdown=0.3)
-    eventually(lambda: shop.there() == 2, 20.0)
+    eventually(lambda: shop.there() == 1001, 20.0)
     # When it is told to end / Then it says what it has done
     process.send_signal(signal.SIGINT)
     said, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
-    assert said.startswith(f"Moved 2 messages: {shop.queue} 2.")
+    assert said.startswith(f"Moved 1001 messages: {shop.queue} 1001.")
+    assert errors == f"Moved 1000 messages: {shop.queue} 1000 so far\n"
 
 
 def test_a_destination_that_takes_no_more_keeps_them_at_the_source(shop: Removal) -> None:

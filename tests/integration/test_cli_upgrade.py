@@ -150,6 +150,25 @@ def test_nothing_is_written_without_a_yes(shell: Shell) -> None:
     assert contents(shell) != before and list(shell.directory.rglob("*.orig")) == []
 
 
+def test_files_keep_their_rights_and_their_places(shell: Shell) -> None:
+    # Given a settings module that only its owner may read, behind a link, upgraded twice
+    secret = shell.directory / "secret"
+    secret.mkdir()
+    path = secret / "celeryconfig.py"
+    path.write_text("BROKER_URL = 'amqp://user:password@rabbit'\n")
+    path.chmod(0o600)
+    link = shell.directory / "celeryconfig.py"
+    link.symlink_to(path)
+    shell("upgrade", "settings", "celeryconfig.py", "-f")
+    path.write_text("BROKER_URL = 'amqp://other:password@rabbit'\n")
+    shell("upgrade", "settings", "celeryconfig.py", "-f")
+    # Then it is still a link, and nobody may read what nobody could; both that was is kept
+    assert link.is_symlink() and path.read_text() == "broker_url = 'amqp://other:password@rabbit'\n"
+    assert {each.name: each.stat().st_mode & 0o777 for each in secret.iterdir()} == {
+        "celeryconfig.py": 0o600, "celeryconfig.py.orig": 0o600, "celeryconfig.py.orig2": 0o600,
+    }  # fmt: skip
+
+
 def test_settings_alone(shell: Shell) -> None:
     # When a settings module is upgraded / Then it is what Celery's own command makes of it
     (shell.directory / "theirs.py").write_text(FILES["shop/celeryconfig.py"].replace("\n        ", "\n"))
