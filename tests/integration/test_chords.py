@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from amqptasks import chain, chord, group
-from amqptasks.exceptions import ChordError
+from amqptasks.exceptions import ChordError, EncodeError
 from tests.running import Workshop
 
 pytestmark = pytest.mark.broker
@@ -93,6 +93,25 @@ def test_a_part_that_fails_fails_the_body(shop: Workshop) -> None:
     assert "raise ValueError(text)" in str(caught.value.__cause__)
     # And the error callback is called, with the body's id
     shop.noted(f"told {result.parent.id}")
+
+
+def test_nothing_of_a_chord_is_sent_if_a_call_of_it_cannot_be_made(shop: Workshop) -> None:
+    # Given a chord within a chord, whose last call cannot be serialized / When it is sent
+    add, total, told = shop.tasks.add, shop.tasks.total, shop.tasks.told
+    inner = chord([told.s("inner"), told.s("inner")], total.s())
+    with pytest.raises(EncodeError, match=r"argument 2 of args.*\(header 3 of 3"):
+        chord([told.s("outer"), inner, add.s(1, object())], total.s()).delay()
+    # Then none of its calls runs: not before one that is sent after them, in the same queue
+    with shop.app.bulk():
+        shop.tasks.told.delay("after")
+        last = add.delay(1, 1)
+    assert last.get(timeout=20) == 2
+    shop.noted("told after")
+    assert not {"told inner", "told outer"} & set(shop.ledger())
+    # And one in a block of sends goes with it
+    with shop.app.bulk():
+        result = chord([add.s(1, 1), chord([add.s(2, 2)], total.s())], total.s()).delay()
+    assert result.get(timeout=20) == 6
 
 
 def test_what_is_linked_to_the_errors_of_any_body_is_called(shop: Workshop) -> None:
