@@ -139,6 +139,11 @@ def _losses(app: Any, version: Version) -> Iterator[Finding]:
             "delay_queue_type", WARN, "delayed tasks that change queues are lost when the broker is killed",
             "use quorum, unless speed matters more",
         )  # fmt: skip
+    if conf.chord_join == "store" and not app.backend.persistent:
+        yield Finding(
+            "chord_join", BAD, f"chords are refused: {app.backend.as_uri()} keeps no results to count their parts by",
+            "set result_backend to a store that all workers share, or chord_join to 'broker'",
+        )  # fmt: skip
     limit = conf.task_delivery_limit
     if version >= (4, 0) and (limit is None or limit > _BROKER_LIMIT):
         yield Finding(

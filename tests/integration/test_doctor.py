@@ -114,8 +114,11 @@ def test_unsafe_settings_are_told(shop: Workshop) -> None:
         assert found["status"] == "warn" and found["remedy"]
     # And who accepts pickle is told that it is bad; who acknowledges late, of the broker's patience
     open_to_all = {"ACCEPT_CONTENT": "json,pickle", "RESULT_ACCEPT_CONTENT": "pickle", "TASK_ACKS_LATE": "true"}
+    open_to_all["CHORD_JOIN"] = "store"
     report = Report(shop, env={f"AMQPTASKS_{name}": value for name, value in open_to_all.items()}, code=1)
     assert report.of("accept_content")["status"] == report.of("result_accept_content")["status"] == "bad"
+    # And of chords that nothing could count
+    assert report.of("chord_join")["status"] == "bad"
     timeout = report.of("consumer_timeout")
     assert timeout["status"] == "warn" and ".add (no time limit)" in timeout["text"]
     # But not if no task can take as long as that
