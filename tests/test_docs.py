@@ -346,8 +346,9 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Warm and cold stop, reconnecting": _acts("worker_shutdown_timeout"),
     "Dead letters: kept with their reason, listed, replayed, bounded": _command("dead"),
     "Command line": _command(
-        *("worker", "call", "result", "purge", "queues", "dead", "doctor", "health", "status", "inspect", "control"),
-        *("shell", "report", "completion"),
+        *("amqp", "beat", "call", "control", "events", "graph", "inspect", "list", "logtool", "migrate", "multi"),
+        *("purge", "report", "result", "shell", "status", "upgrade", "worker"),
+        *("queues", "dead", "doctor", "health", "completion"),
     ),
     "Daemon options: `--detach`, `--pidfile`, `--uid`, …": _option("--detach"),
     "Logs: formats, files for each child, JSON": _acts("worker_log_json"),
