@@ -33,7 +33,7 @@ class Shop:
     """The project with a database and a queue of its own."""
 
     def __init__(self, directory: Path, broker_url: str, queue: str, settings: dict[str, Any] | None = None) -> None:
-        self.directory = directory
+        self.directory, self.queue = directory, queue
         self.workers: list[WorkerProcess] = []
         self.environment = os.environ | {
             "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1",
@@ -58,7 +58,7 @@ class Shop:
         return json.loads(done.stdout.splitlines()[-1])
 
     def worker(self, *arguments: str, settings: dict[str, Any] | None = None, **environment: str) -> WorkerProcess:
-        node = f"shop{len(self.workers)}@test"
+        node = f"shop{len(self.workers)}@{self.queue}"
         command = [sys.executable, "-m", "amqptasks", "-A", "bookshop", "worker", "-l", "INFO", "-n", node, *arguments]
         # The project's own celery.py names the settings: a worker is started without the variable.
         env = {key: value for key, value in self.environment.items() if key != "DJANGO_SETTINGS_MODULE"}

@@ -49,7 +49,7 @@ ACK_DELAY_S = 0.02
 #: So many old places are looked at to find one that can be given up.
 OLD_PLACES = 16
 #: So many ids are remembered whose results were forgotten.
-MAX_FORGOTTEN = 10_000
+MAX_FORGOTTEN = 1_000
 #: How long closing waits for the connection's end, seconds.
 CLOSE_TIMEOUT_S = 1.0
 
@@ -310,7 +310,7 @@ class RpcBackend(ResultBackend):
         self._slots.pop(task_id, None)
 
     def forget(self, task_id: str) -> None:
-        """Drop what came in for a task, and what the broker keeps of it; what comes later is thrown away, unless 10,000
+        """Drop what came in for a task, and what the broker keeps of it; what comes later is thrown away, unless 1,000
         other results were forgotten since."""
         forgotten = self._forgotten
         forgotten[task_id] = None

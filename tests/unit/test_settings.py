@@ -372,21 +372,21 @@ def test_setting_an_unknown_name_is_an_error(conf: Conf) -> None:
 
 def test_a_setting_without_effect_warns_once(conf: Conf) -> None:
     # Given settings that do nothing yet, or never will / When they are set / Then a warning says so, once, at this line
-    with pytest.warns(UserWarning, match="'task_send_sent_event' has no effect yet") as caught:
-        conf.task_send_sent_event = True
+    with pytest.warns(UserWarning, match="'worker_pool_start_method' has no effect yet") as caught:
+        conf.worker_pool_start_method = "spawn"
     assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match="'broker_pool_limit' has no effect in amqptasks: one connection") as caught:
         conf.update(broker_pool_limit=3)
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        conf.task_send_sent_event = True
+        conf.worker_pool_start_method = "spawn"
 
 
 def test_the_default_of_such_a_setting_is_no_news(conf: Conf) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        conf.update(task_send_sent_event=False, broker_pool_limit=10, beat_schedule={})
+        conf.update(worker_pool_start_method="fork", broker_pool_limit=10)
 
 
 # ---- Secrets
