@@ -46,12 +46,13 @@ Event = Led | Lost | Ordered
 
 @dataclass(slots=True)
 class Sendable:
-    """A message to be sent by the leader, and what must be declared before."""
+    """A message to be sent by the leader, and what must be declared before. ``error`` is why the broker refused it."""
 
     message: EncodedMessage
     needs: tuple[Need, ...]
     what: str
     mandatory: bool = True
+    error: Exception | None = None
 
 
 @dataclass(slots=True)

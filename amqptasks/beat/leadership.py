@@ -368,6 +368,7 @@ class Leadership:
                     self._again(confirms, out)
                 return
             if error is not None:
+                what.error = error
                 handover.batch.failures.append((what.what, error))
             waiting -= 1
             if not waiting:

@@ -2,43 +2,32 @@
 
 An order is a message in the queue of orders (`naming`): JSON such as ``{"v": 1, "command": "list", "arguments": {…}}``,
 with the queue for the answer in ``reply_to`` and an id in ``correlation_id``. Only the leader consumes that queue. Its
-thread calls the `Command` of that name between two ticks; what the command changes in the scheduler is sent, as one
-batch with the answer, and confirmed, before the order is acknowledged. So an order is carried out once, or, should the
-leader die just then, once more by the next: commands must be such that doing them again does no harm.
+thread carries it out between two ticks (`commands`); what that changes in the scheduler is sent and confirmed, then
+the answer, and only then is the order acknowledged. So an order is carried out once, or, should the leader die just
+then, once more by the next.
 
-The answer is ``{"v": 1, "ok": …}`` with what the command returned, or ``{"v": 1, "error": "…"}``.
-
-To add a command, put a function into `COMMANDS`. It gets the scheduler and the arguments, and may
-
-- read ``scheduler.schedule`` (entries by name), ``scheduler.next_run(name)``, ``scheduler.added``;
-- send an entry now: ``scheduler.run_now(name)``;
-- hold an entry back or let it go: set ``entry.is_paused``, then ``scheduler.touch(name)``;
-- add an entry: ``scheduler.schedule[name] = scheduler.define(name, definition)``, ``scheduler.added[name] =
-  definition``, ``scheduler.touch(name)``; remove one: delete it from both, and ``touch`` it;
-- raise `OrderError` to refuse.
+The answer is ``{"v": 1, "ok": …}`` with what the command returned, or ``{"v": 1, "error": "…"}``. Both come from
+anybody who may write to the broker: they are checked, bounded, and never run code.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from amqptasks.beat.scheduler import Scheduler
 from amqptasks.exceptions import AmqptasksError, DecodeError
 from amqptasks.wire.message import TRANSIENT, EncodedMessage, Message, encode
 from amqptasks.wire.reprs import printable
 
-__all__ = ["COMMANDS", "Command", "Order", "OrderError", "carry_out", "read_order"]
-
-logger = logging.getLogger("amqptasks.beat")
+__all__ = ["Order", "OrderError", "read_answer", "read_order", "write_answer", "write_order"]
 
 VERSION: Final = 1
 MAX_ORDER_BYTES: Final = 262_144
-
-Command = Callable[[Scheduler, Mapping[str, Any]], Any]
+#: An answer is a page of a list, or one entry.
+MAX_ANSWER_BYTES: Final = 16_777_216
+_MAX_TEXT: Final = 1000
 
 
 class OrderError(AmqptasksError):
@@ -47,15 +36,35 @@ class OrderError(AmqptasksError):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the leader is asked to do."""
+    """What the leader is asked to do.
+
+    Attributes:
+        command: Its name.
+        arguments: What it is done with.
+        reply_to: The queue for the answer; None if nobody waits for one.
+        id: What the answer is recognised by.
+        is_again: It was handed to a leader before, which may have carried it out and died.
+    """
 
     command: str
     arguments: Mapping[str, Any]
-    reply_to: str | None
-    id: str | None
+    reply_to: str | None = None
+    id: str | None = None
+    is_again: bool = False
 
 
-def read_order(body: bytes, properties: Any) -> Order:
+def write_order(order: Order, queue: str, timeout_s: float) -> EncodedMessage:
+    """Encode an order. It lies in the queue no longer than whoever gave it waits: a beat that starts then must not
+    carry it out."""
+    body = json.dumps({"v": VERSION, "command": order.command, "arguments": dict(order.arguments)}).encode()
+    expiration = str(max(1, int(timeout_s * 1000)))
+    message = Message(
+        body, correlation_id=order.id, reply_to=order.reply_to, delivery_mode=TRANSIENT, expiration=expiration
+    )
+    return encode(message, "", queue)
+
+
+def read_order(body: bytes, properties: Any, *, is_again: bool = False) -> Order:
     """Read an order, from anybody.
 
     Raises:
@@ -63,51 +72,51 @@ def read_order(body: bytes, properties: Any) -> Order:
     """
     if len(body) > MAX_ORDER_BYTES:
         raise DecodeError(f"expected an order of at most {MAX_ORDER_BYTES} bytes, got {len(body)}")
-    try:
-        plain = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise DecodeError(f"expected JSON: {error}") from error
-    if not isinstance(plain, dict) or plain.get("v") != VERSION:
-        raise DecodeError(f"expected an order of version {VERSION}, got: {plain!r:.80}")
+    plain = _read(body, "an order")
     command, arguments = plain.get("command"), plain.get("arguments", {})
     if not isinstance(command, str) or not isinstance(arguments, dict):
         raise DecodeError(f"expected a command and its arguments, got: {plain!r:.80}")
-    return Order(command, arguments, properties.reply_to, properties.correlation_id)
+    return Order(command, arguments, _text(properties.reply_to), _text(properties.correlation_id), is_again)
 
 
-def carry_out(scheduler: Scheduler, body: bytes, properties: Any) -> EncodedMessage | None:
-    """Carry out an order; returns the answer, if there is anybody to answer. Never raises."""
-    try:
-        order = read_order(body, properties)
-    except DecodeError as error:
-        logger.error("beat: threw away what is no order: %s", printable(str(error), 300))
-        return None
-    shown = printable(order.command, 80)
-    command = COMMANDS.get(order.command)
-    if command is None:
-        return _answer(order, {"error": f"the beat that leads does not know the order {shown!r}"})
-    try:
-        answer = {"ok": command(scheduler, order.arguments)}
-    except (AmqptasksError, ValueError) as error:
-        answer = {"error": printable(str(error), 1000)}
-    except Exception as error:
-        logger.exception("beat: the order %s failed", shown)
-        answer = {"error": printable(f"{type(error).__name__}: {error}", 1000)}
-    else:
-        logger.info("beat: carried out the order %s", shown)
-    return _answer(order, answer)
-
-
-def _answer(order: Order, answer: dict[str, Any]) -> EncodedMessage | None:
+def write_answer(order: Order, answer: Mapping[str, Any]) -> EncodedMessage | None:
+    """Encode the answer to an order; None if nobody waits for one."""
     if not order.reply_to:
         return None
     body = json.dumps({"v": VERSION, **answer}, default=str).encode()
     return encode(Message(body, correlation_id=order.id, delivery_mode=TRANSIENT), "", order.reply_to)
 
 
-def _ping(scheduler: Scheduler, _arguments: Mapping[str, Any]) -> Any:
-    return {"entries": len(scheduler.schedule)}
+def read_answer(body: bytes) -> Any:
+    """Read an answer; returns what the command returned.
+
+    Raises:
+        OrderError: The leader has refused.
+        DecodeError: It is no answer.
+    """
+    if len(body) > MAX_ANSWER_BYTES:
+        raise DecodeError(f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, got {len(body)}")
+    plain = _read(body, "an answer")
+    if "error" in plain:
+        raise OrderError(printable(plain["error"], _MAX_TEXT))
+    return plain.get("ok")
 
 
-#: What can be ordered, by name.
-COMMANDS: dict[str, Command] = {"ping": _ping}
+def _read(body: bytes, what: str) -> dict[str, Any]:
+    try:
+        # NaN and Infinity, which Python's reader takes, are not JSON: no number of ours is one.
+        plain = json.loads(body, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"expected JSON: {error}") from error
+    if not isinstance(plain, dict) or plain.get("v") != VERSION:
+        raise DecodeError(f"expected {what} of version {VERSION}, got: {plain!r:.80}")
+    return plain
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _text(value: Any) -> str | None:
+    # pika hands over bytes where a text is not UTF-8.
+    return value if isinstance(value, str) and value else None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from amqptasks.beat.descriptions import rebuild
+from amqptasks.beat.added import Additions
 from amqptasks.beat.entries import ScheduleEntry, firing_id, from_config, mark_of
 from amqptasks.beat.handing_over import Sendable
 from amqptasks.beat.messages import SchedulingError, messages_of
@@ -23,7 +23,6 @@ from amqptasks.beat.state import EntryState, State, from_us, to_us
 from amqptasks.beat.store import DEFAULT_FILENAME, StateFile
 from amqptasks.beat.timing import Firing, Timetable
 from amqptasks.clock import utcnow
-from amqptasks.exceptions import ImproperlyConfigured
 from amqptasks.wire.reprs import printable
 
 __all__ = ["PersistentScheduler", "Scheduler", "SchedulingError"]
@@ -50,7 +49,7 @@ class Changes:
         return bool(self.entries or self.added or self.gone)
 
 
-class Scheduler:
+class Scheduler(Additions):
     """Decides what is sent. Belongs to one thread.
 
     Derive from it to take the entries from elsewhere: override `setup_schedule`, or `schedule` itself.
@@ -83,8 +82,7 @@ class Scheduler:
         self.sync_every_tasks = app.conf.beat_sync_every if sync_every_tasks is None else sync_every_tasks
         #: What is to be sent: filled by `tick`.
         self.outbox: list[Sendable] = []
-        #: The definitions of the entries that were added at run time.
-        self.added: dict[str, dict[str, Any]] = {}
+        self.added, self.unusable = {}, {}
         self._table = Timetable(self._failed, self._missed)
         self._known: dict[str, ScheduleEntry] = {}
         self._is_stale = True
@@ -145,7 +143,7 @@ class Scheduler:
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         """Make the entries those of ``b``, and keep what is remembered of those that stay."""
         schedule = self.schedule
-        for name in set(schedule) - set(b):
+        for name in set(schedule) - set(b) - set(self.added):
             schedule.pop(name, None)
         for name, value in b.items():
             entry = self._maybe_entry(name, value)
@@ -203,19 +201,23 @@ class Scheduler:
         self._changed.add(made.name)
         return made
 
-    def run_now(self, name: str) -> str:
+    def run_now(self, name: str, task_id: str | None = None) -> str:
         """Send an entry now, whenever it is due; returns the task's id. Its next run is when it was.
+
+        Args:
+            name: The entry.
+            task_id: The id to send it with, unless its options say one.
 
         Raises:
             KeyError: There is no such entry.
             SchedulingError: It cannot be sent.
         """
         entry = self.schedule[name]
-        self._firing_id = str(uuid.uuid4())
+        self._firing_id = task_id or str(uuid.uuid4())
         try:
-            made = self.fired(entry, entry.anchor)
-            self.apply_async(made, advance=False)
-            return self._firing_id
+            made = self.fired(entry, self._table.anchor(name) or entry.anchor)
+            result = self.apply_async(made, advance=False)
+            return getattr(result, "id", None) or self._firing_id
         finally:
             self._firing_id = None
 
@@ -324,6 +326,8 @@ class Scheduler:
         self._changed.add(name)
         self._known.pop(name, None)
         self._table.remove(name)
+        if name not in self.schedule:
+            self._gone.add(name)
         self._is_stale = True
 
     def next_run(self, name: str) -> datetime | None:
@@ -336,40 +340,17 @@ class Scheduler:
         """Take over what is remembered of the entries. Those that are not remembered begin now."""
         now = self.now()
         schedule = self.schedule
-        for name in self.added:
-            schedule.pop(name, None)
-        self.added = {}
-        for name, definition in (state.added if state is not None else {}).items():
-            self._restore_added(name, definition, schedule)
+        self._restore_added(state.added if state is not None else {})
         known = state.entries if state is not None else {}
         for name, entry in schedule.items():
             self._restore_one(entry, known.get(name), now)
-        self._gone = {name for name in known if name not in schedule}
+        self._gone = {name for name in known if name not in schedule and name not in self.added}
         self._known.clear()
         self._marks.clear()
         self._table = Timetable(self._failed, self._missed)
         self._is_stale = True
         self.refresh()
         self._changed = {name for name in schedule if self.state_of(name) != known.get(name)}
-
-    def _restore_added(self, name: str, definition: dict[str, Any], schedule: Any) -> None:
-        if name in self.app.conf.beat_schedule:
-            # The configuration has one of that name by now, and counts.
-            return
-        try:
-            schedule[name] = self.define(name, definition)
-        except (ImproperlyConfigured, ValueError) as error:
-            logger.error("beat: the entry %r, added at run time, cannot be used: %s", name, printable(str(error), 300))
-            return
-        self.added[name] = definition
-
-    def define(self, name: str, definition: Mapping[str, Any]) -> ScheduleEntry:
-        """Make an entry of plain data: as in ``beat_schedule``, but the schedule as its ``describe`` has it.
-
-        Raises:
-            ImproperlyConfigured, ValueError: It is none.
-        """
-        return from_config(name, {**definition, "schedule": rebuild(definition.get("schedule"))}, self.app, self.Entry)
 
     @staticmethod
     def _restore_one(entry: ScheduleEntry, known: EntryState | None, now: datetime) -> None:

@@ -19,10 +19,10 @@ from typing import Any, Final
 
 from amqptasks import signals
 from amqptasks.app.discovery import named_object
+from amqptasks.beat.commands import Carried, carry_out
 from amqptasks.beat.handing_over import Batch, LeadLost, Led, Lost, Ordered, Sendable
 from amqptasks.beat.leadership import Leadership
 from amqptasks.beat.naming import names_of
-from amqptasks.beat.orders import carry_out
 from amqptasks.beat.ping import LEAST_AGE_S, Busyness, Ping, node_of
 from amqptasks.beat.scheduler import PersistentScheduler, Scheduler
 from amqptasks.beat.state import BASE, CHANGES, Journal, Record, State, assemble, to_us
@@ -236,31 +236,39 @@ class Beat:
             # A scheduler of a user's own, most likely: its database is away. What it has decided by then is sent.
             logger.exception("beat: a tick failed; trying again")
             wait_s = AFTER_FAULT_S
-        orders, self._orders = self._orders, []
-        answers = []
+        orders = list(self._orders)
+        carried = []
         for each in orders:
-            answer = carry_out(scheduler, each.delivery.body, each.delivery.properties)
-            if answer is not None:
-                answers.append(Sendable(answer, (), "an answer", mandatory=False))
-            scheduler.refresh()
+            delivery = each.delivery
+            carried.append(carry_out(scheduler, delivery.body, delivery.properties, is_again=delivery.redelivered))
             wait_s = 0.0
         messages, scheduler.outbox = scheduler.outbox, []
         record = self._record()
-        if not messages and record is None and not orders:
-            self._sync_if_due()
-            return wait_s
-        batch = Batch(messages, record, answers, [each.delivery for each in orders])
-        assert self._leadership is not None
-        self._leadership.commit(self._term, batch, self._stopped)
-        if record is not None:
-            self._journal.wrote(record.kind, batch.record_bytes, time.monotonic())
-        for what, error in batch.failures:
-            logger.error("Message Error: %s was not sent: %s", what, error)
+        if messages or record is not None:
+            self._commit(Batch(messages, record))
         if orders:
-            # What was added must not depend on the broker alone.
-            self._save()
+            self._answer(orders, carried)
+            if record is not None:
+                # What was added must not depend on the broker alone.
+                self._save()
         self._sync_if_due()
         return wait_s
+
+    def _commit(self, batch: Batch) -> None:
+        assert self._leadership is not None
+        self._leadership.commit(self._term, batch, self._stopped)
+        if batch.record is not None:
+            self._journal.wrote(batch.record.kind, batch.record_bytes, time.monotonic())
+        for what, error in batch.failures:
+            logger.error("Message Error: %s was not sent: %s", what, error)
+
+    def _answer(self, orders: list[Ordered], carried: list[Carried]) -> None:
+        # Apart from what the orders send: the answer tells whether the broker took that.
+        made = [each.answer() for each in carried]
+        answers = [Sendable(each, (), "an answer", mandatory=False) for each in made if each is not None]
+        self._commit(Batch(answers=answers, orders=[each.delivery for each in orders]))
+        # Not before: what fails until then is tried again with the next tick.
+        del self._orders[: len(orders)]
 
     def _record(self) -> Record | None:
         """Return what is to be written after this tick."""

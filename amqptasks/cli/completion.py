@@ -21,7 +21,15 @@ from amqptasks.cli.elements import Command
 if TYPE_CHECKING:
     from amqptasks.app.app import App
 
-__all__ = ["complete_modules", "complete_queue", "complete_queues", "complete_task", "completion", "one_of"]
+__all__ = [
+    "complete_entry",
+    "complete_modules",
+    "complete_queue",
+    "complete_queues",
+    "complete_task",
+    "completion",
+    "one_of",
+]
 
 SHELLS = ("bash", "fish", "zsh")
 
@@ -103,6 +111,8 @@ def _task_names(app: App) -> list[str]:
 complete_task = _of_app(_task_names)
 #: The app's queues.
 complete_queue = _of_app(lambda app: app.sender.routing.names())
+#: The entries of the schedule that the config has: to find the others, beat would have to be asked.
+complete_entry = _of_app(lambda app: app.conf.beat_schedule)
 
 
 def complete_queues(ctx: click.Context, param: click.Parameter, part: str) -> list[str]:

@@ -44,6 +44,7 @@ COMMANDS = (
     "queues",
     "report",
     "result",
+    "schedule",
     "shell",
     "status",
     "upgrade",

@@ -253,7 +253,8 @@ def test_entries_added_at_run_time_and_held_back_stay_so(
     # Then the added one is sent, the other is told of, and the held one is not sent
     assert [json.loads(each.body)[0] for each in sent(scheduler)] == [[1]]
     assert "'bad', added at run time, cannot be used" in caplog.text
-    assert scheduler.added.keys() == {"added"}
+    # Kept for a beat that can use it: perhaps this is an older one
+    assert scheduler.added.keys() == {"added", "bad"}
     # And let go it is sent again
     scheduler.schedule["held"].is_paused = False
     scheduler.touch("held")

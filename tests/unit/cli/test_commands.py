@@ -34,7 +34,7 @@ OPTIONS = {
 #: Values that these options take; a flag takes "1", anything else "7".
 VALUES = {
     "--args": "[]", "--kwargs": "{}", "--headers": "{}", "--argument": "x=1", "--workdir": ".", "--loglevel": "INFO",
-    "--optimization": "fair",
+    "--optimization": "fair", "--missed": "once",
 }  # fmt: skip
 
 

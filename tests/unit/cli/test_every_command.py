@@ -25,7 +25,8 @@ NO_READS = {
     "amqp basic.ack", "amqp basic.publish", "amqp exchange.declare", "amqp exchange.delete", "amqp publish",
     "amqp queue.bind", "amqp queue.delete", "amqp queue.purge", "amqp queue.unbind", "amqp repl", "beat", "call",
     "completion", "events", "multi help", "multi kill", "multi restart", "multi start", "multi stop", "multi stopwait",
-    "purge", "queues declare", "queues delete", "shell", "upgrade project", "upgrade settings", "worker",
+    "purge", "queues declare", "queues delete", "schedule add", "schedule pause", "schedule remove", "schedule resume",
+    "schedule run", "shell", "upgrade project", "upgrade settings", "worker",
 }  # fmt: skip
 
 #: What each command needs to go to its broker at once.
@@ -38,13 +39,13 @@ CALLS = {
     "inspect": ["ping"], "migrate": ["amqp://127.0.0.1:1", "amqp://127.0.0.1:1/x"], "purge": ["-f"],
     "queues declare": [], "queues delete": ["q"], "queues list": [], "queues show": ["q"], "status": [],
 }  # fmt: skip
-#: Those that do not, or stay and try again, or for which no broker is what they tell of.
+#: Those that do not, or stay and try again, or for which no broker is what they tell of; or that need an app first.
 NO_CALLS = {
     "amqp basic.ack", "beat", "completion", "doctor", "events", "graph bootsteps", "health", "list bindings",
     "logtool debug", "logtool errors", "logtool incomplete", "logtool stats", "logtool traces", "multi expand",
-    "multi get", "multi help", "multi kill", "multi names", "multi restart", "multi show",
-    "multi start", "multi stop", "multi stopwait", "report", "result", "shell", "upgrade project", "upgrade settings",
-    "worker",
+    "multi get", "multi help", "multi kill", "multi names", "multi restart", "multi show", "multi start", "multi stop",
+    "multi stopwait", "report", "result", "schedule add", "schedule list", "schedule pause", "schedule remove",
+    "schedule resume", "schedule run", "schedule show", "shell", "upgrade project", "upgrade settings", "worker",
 }  # fmt: skip
 
 
