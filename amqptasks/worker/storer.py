@@ -5,8 +5,9 @@ Only what no child can speak for comes here, such as tasks that have expired or 
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from amqptasks.exceptions import AmqptasksError, ImproperlyConfigured
@@ -29,14 +30,14 @@ _NO_LIMITS = Limits(max_bytes=1 << 40, max_items=1 << 40, max_depth=10_000)
 class _Job:
     """One thing to do there. A slot asks of it what it asks of a task: a number, and its frame."""
 
-    def __init__(self, body: bytes | None, done: Callable[[Outcome], None]) -> None:
+    def __init__(self, body: bytes | Sequence[str] | None, done: Callable[[Outcome], None]) -> None:
         self.body = body
         self.done = done
         self.number = 0
         self.losses = 0
 
     def to_frame(self, number: int) -> list[Any]:
-        """Return the frame that gives it to the other side: no body asks to get ready."""
+        """Return the frame that gives it to the other side: a record, ids to look up, or nothing to get ready."""
         return [number, self.body]
 
 
@@ -65,6 +66,17 @@ class Storer(Helper):
 
         self.submit(_Job(dumps(record.to_plain(), self._serializer)[2], on_done))
 
+    def look_up(self, ids: Sequence[str], done: Callable[[dict[str, str]], None]) -> None:
+        """Call ``done`` with the states that the store has of tasks, by their ids; unknown ones are left out, and all
+        of them where the store cannot be read."""
+
+        def on_done(outcome: Outcome) -> None:
+            if outcome.kind != SUCCEEDED:
+                logger.warning("Results were not looked up: %s", outcome.reason)
+            done(json.loads(outcome.reason) if outcome.kind == SUCCEEDED else {})
+
+        self.submit(_Job(list(ids), on_done))
+
     def prepare(self, misconfigured: Callable[[str], None]) -> None:
         """Let the backend get ready, if it has anything to get ready; ``misconfigured`` is told why it never will
         be."""
@@ -89,6 +101,12 @@ class Storer(Helper):
         try:
             if body is None:
                 self._backend().prepare()
+            elif isinstance(body, list):
+                fetch = self._backend().fetch
+                records = ((task_id, fetch(task_id)) for task_id in body)
+                return Outcome(
+                    SUCCEEDED, reason=json.dumps({task_id: each.status for task_id, each in records if each})
+                )
             else:
                 kind = by_name(self._serializer)
                 accept = accepted((self._serializer,))

@@ -255,6 +255,8 @@ class Worker:
             self._settlement, self.sizing, self._consumers, self._confirms, self._consume_link,
             lambda why: self._stopping.warm(why), lambda: self._stopping.has_begun, self.events,
         )  # fmt: skip
+        if self.app.backend.persistent:
+            state.look_up = self._storer.look_up
         return ControlService(state, self._on_name_taken)
 
     def _on_name_taken(self, why: str) -> None:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ import pytest
 
 from amqptasks import App
 from amqptasks.exceptions import DuplicateNodenameWarning, OperationalError, TaskRevokedError
+from amqptasks.results.record import ResultRecord
 from tests.running import Workshop
 from tests.support import WorkerProcess, eventually, in_thread
 
@@ -273,6 +275,22 @@ def test_a_task_that_has_ended_or_died_is_found(shop: Workshop, ask: Callable[..
     assert found[dead.id][0] == "dead" and found[dead.id][1]["name"] == shop.tasks.refused.name
     # And what was looked at is still there
     eventually(lambda: shop.waiting(f"{shop.queue}.dead") >= 1)
+
+
+def test_a_result_that_a_store_has_is_found(tmp_path: Path, broker_url: str) -> None:
+    # Given a store with results of other workers, and a worker that shares it
+    with Workshop(tmp_path, broker_url, SOURCE) as shop:
+        url = f"db+sqlite:///{tmp_path}/results.sqlite3"
+        store = App("other", backend=url, set_as_current=False).backend
+        store.store(ResultRecord.now("long-ago", "SUCCESS", 1))
+        store.store(ResultRecord.now("in-vain", "FAILURE", {"exc_type": "E", "exc_message": [], "exc_module": "m"}))
+        node = f"keeps@{shop.queue}"
+        shop.start("-c", "1", "-n", node, "--", f"result_backend={url}")
+        # When it is asked for them, and for one that nobody knows / Then it finds those
+        found = shop.app.control.inspect([node], timeout=20).query_task("long-ago", "in-vain", "never")[node]
+        assert {task_id: (what, info["state"]) for task_id, (what, info) in found.items()} == {
+            "long-ago": ("ready", "SUCCESS"), "in-vain": ("ready", "FAILURE"),
+        }  # fmt: skip
 
 
 def test_numbers_settings_and_queues_are_told(shop: Workshop, ask: Callable[..., Any], obeying: WorkerProcess) -> None:

@@ -15,7 +15,7 @@ from amqptasks.wire.task import MAX_ID_CHARACTERS
 from amqptasks.worker.control import describing
 from amqptasks.worker.control.registry import Later, inspect_command, ok
 from amqptasks.worker.control.state import ControlState
-from amqptasks.worker.control.waiting import dead_ids, delayed_info, described
+from amqptasks.worker.control.waiting import dead_ids, delayed_info, described, stored_states
 from amqptasks.worker.request import Request
 
 __all__ = ["known_tasks"]
@@ -207,7 +207,8 @@ def query_task(state: ControlState, ids: Any, **kwargs: Any) -> Any:
             found[request.id] = [what, describing.task(state, request, started=started, pid=pid)]
 
     def begin(done: Callable[[Any], None]) -> None:
-        """Look at what waits, then at what has ended, then at what is dead; each only for what is not found yet."""
+        """Look at what waits, then at what has ended, at what is dead, and at the results; each only for what
+        is not found yet."""
 
         def seen(calls: Iterable[Delayed]) -> None:
             for call in calls:
@@ -224,6 +225,11 @@ def query_task(state: ControlState, ids: Any, **kwargs: Any) -> Any:
             for task_id in wanted - found.keys():
                 if state.deliveries.ledger.has_finished(task_id):
                     found[task_id] = ["ready", described(state, task_id, acknowledged=True)]
+            stored_states(state, wanted - found.keys(), stored)
+
+        def stored(states: Mapping[str, str]) -> None:
+            for task_id, status in states.items():
+                found[task_id] = ["ready", described(state, task_id, acknowledged=True) | {"state": status}]
             done(found)
 
         if state.delays is None:

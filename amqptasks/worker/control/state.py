@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -77,5 +77,7 @@ class ControlState:
     #: What tells of delayed calls; None where they are not noted (``delay_index``).
     delays: DelayTeller | None = None
     started_at: float = field(default_factory=time.monotonic)
+    #: Looks ids up in the result store; None where results are no store's.
+    look_up: Callable[[Sequence[str], Callable[[dict[str, str]], None]], None] | None = None
     #: What commands keep between calls, by names of their own.
     memory: dict[str, Any] = field(default_factory=dict)

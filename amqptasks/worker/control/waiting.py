@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from amqptasks.worker.control.state import ControlState
 from amqptasks.worker.outcome import FollowUp
 from amqptasks.worker.request import Request
 
-__all__ = ["DelayReader", "dead_ids", "delayed_info", "described", "noting"]
+__all__ = ["DelayReader", "dead_ids", "delayed_info", "described", "noting", "stored_states"]
 
 logger = logging.getLogger("amqptasks.worker.control")
 
@@ -40,6 +40,9 @@ MAX_REMEMBERED: Final = 20_000
 MAX_ASKING: Final = 100
 #: Dead letters of one queue that are looked at.
 MAX_DEAD: Final = 200
+#: Ids looked up in the result store for one question, and how long that is waited for, seconds.
+MAX_LOOKED_UP: Final = 100
+STORE_PATIENCE_S: Final = 0.6
 #: Celery's number for a task in its worker's timer.
 PRIORITY: Final = 6
 
@@ -226,6 +229,25 @@ def described(
         "delivery_info": {"exchange": "", "routing_key": queue, "priority": 0, "redelivered": False},
         "worker_pid": None,
     }  # fmt: skip
+
+
+def stored_states(state: ControlState, wanted: set[str], then: Callable[[Mapping[str, str]], None]) -> None:
+    """Call ``then``, soon and once, with the states that the result store has of tasks: of `MAX_LOOKED_UP` at most."""
+    look_up = state.look_up
+    if look_up is None or not wanted:
+        then({})
+        return
+    is_answered = False
+
+    def answer(states: Mapping[str, str]) -> None:
+        nonlocal is_answered
+        if not is_answered:
+            is_answered = True
+            then(states)
+
+    # The store may be away for long; who asks waits for a second.
+    state.loop.call_later(STORE_PATIENCE_S, lambda: answer({}))
+    look_up(sorted(wanted)[:MAX_LOOKED_UP], answer)
 
 
 def dead_ids(state: ControlState, wanted: set[str], then: Callable[[dict[str, Any]], None]) -> None:
