@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import importlib.util
 import os
 import re
 import subprocess
@@ -379,6 +380,7 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Remote control: `inspect`, `control`, `status`": _command("inspect", "control", "status"),
     "`multi`": _command("multi"),
     "Schedules: `crontab`, `schedule`, `solar`": lambda: hasattr(schedules, "crontab"),
+    "A web monitor of our own": lambda: importlib.util.find_spec("amqptasks.monitor") is not None,
     "Beat: periodic tasks": _command("beat"),
 }
 
