@@ -7,14 +7,14 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any, ClassVar, Final
 
 from amqptasks.beat.schedules import BaseSchedule, maybe_schedule
 from amqptasks.beat.timing import MISSED, Plan
 from amqptasks.exceptions import ImproperlyConfigured
 
-__all__ = ["BeatLazyFunc", "ScheduleEntry", "evaluated", "firing_id", "from_config", "mark_of"]
+__all__ = ["BeatLazyFunc", "ScheduleEntry", "aware", "evaluated", "firing_id", "from_config", "mark_of"]
 
 #: Ids of what beat sends are made in this namespace (RFC 4122, version 5).
 NAMESPACE: Final = uuid.UUID("5d3f4c1e-2f7b-5a64-9c0e-0b7d1f6f8a11")
@@ -101,6 +101,8 @@ class ScheduleEntry:
         self.kwargs = kwargs or {}
         self.options = options or {}
         self.schedule = maybe_schedule(schedule, relative, app=app)
+        #: Whether it was said when it ran last, as by a class that remembers in a database.
+        self.has_memory = last_run_at is not None
         self.last_run_at = last_run_at or self.default_now()
         self.total_run_count = total_run_count or 0
         self.missed = missed
@@ -115,7 +117,7 @@ class ScheduleEntry:
     @property
     def anchor(self) -> datetime:
         """The moment from which its next run is counted."""
-        return self.due_at or self.last_run_at
+        return aware(self.due_at or self.last_run_at)
 
     def plan(self, conf: Any) -> Plan:
         """Return what decides when it is due, by these settings."""
@@ -165,6 +167,11 @@ class ScheduleEntry:
         return isinstance(other, ScheduleEntry) and self.editable_fields_equal(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def aware(moment: datetime) -> datetime:
+    """Return a moment as it is; a naive one, as databases have them, is in UTC."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
 
 
 def from_config(name: str, entry: Any, app: Any, kind: type[ScheduleEntry] = ScheduleEntry) -> ScheduleEntry:

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from amqptasks.beat.added import Additions
-from amqptasks.beat.entries import ScheduleEntry, firing_id, from_config, mark_of
+from amqptasks.beat.entries import ScheduleEntry, aware, firing_id, from_config, mark_of
 from amqptasks.beat.handing_over import Sendable
 from amqptasks.beat.messages import SchedulingError, messages_of
 from amqptasks.beat.state import EntryState, State, from_us, to_us
@@ -196,7 +196,7 @@ class Scheduler(Additions):
     def fired(self, entry: ScheduleEntry, due: datetime) -> ScheduleEntry:
         """Take note that an entry is sent for a due time; returns it as it is after that."""
         made = self.reserve(entry)
-        made.due_at, made.last_run_at = due, self.now()
+        made.due_at, made.last_run_at, made.has_run = due, self.now(), True
         self._known[made.name] = made
         self._changed.add(made.name)
         return made
@@ -354,6 +354,10 @@ class Scheduler(Additions):
 
     @staticmethod
     def _restore_one(entry: ScheduleEntry, known: EntryState | None, now: datetime) -> None:
+        if known is None and entry.has_memory:
+            # A class of a user's own remembers too, and before we do.
+            entry.due_at, entry.has_run = None, entry.total_run_count > 0
+            return
         if known is None or known.mark != mark_of(entry.schedule):
             entry.last_run_at, entry.due_at = now, now
             entry.has_run, entry.is_paused = False, bool(known and known.paused)
@@ -370,7 +374,7 @@ class Scheduler(Additions):
         """Return what is to be remembered of an entry."""
         entry = self.schedule[name]
         anchor = self._table.anchor(name) or entry.anchor
-        sent = to_us(entry.last_run_at) if entry.has_run else None
+        sent = to_us(aware(entry.last_run_at)) if entry.has_run else None
         return EntryState(to_us(anchor), sent, entry.total_run_count, self._marks.get(name, ""), entry.is_paused)
 
     def all_states(self) -> dict[str, EntryState]:

@@ -34,8 +34,8 @@ SOURCE = """
 
 def beats_killed(scene: Scene) -> Verdict:
     """S1: kill -9 of the beat that leads, every 5 s for a minute, while two others stand by."""
-    every_s = 5.0 if scene.scale >= 1 else 1.5
-    kills = scene.count(12, 3)
+    every_s = 5.0 if scene.scale >= 1 else 1.0
+    kills = scene.count(12, 2)
     scene.directory.mkdir(parents=True, exist_ok=True)
     with BeatShop(scene.directory, scene.broker.url, SOURCE) as shop:
         shop.start("-c", "1", level="INFO")
@@ -48,7 +48,7 @@ def beats_killed(scene: Scene) -> Verdict:
         for _ in range(kills):
             threading.Event().wait(every_s)
             takeovers.append(_kill_leader(shop, beats))
-        shop.fires(3, within_s=PATIENCE_S)
+        shop.fires(2, within_s=PATIENCE_S)
         for each in beats:
             each.stop()
         verdict = _judge(shop, kills)

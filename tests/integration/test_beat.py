@@ -22,6 +22,8 @@ from tests.beats import BeatShop, children, leads
 from tests.proxy import Proxy
 from tests.support import ROOT, eventually
 
+pytestmark = pytest.mark.broker
+
 SOURCE = """
     from amqptasks import signals
     import time

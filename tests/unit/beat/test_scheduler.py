@@ -279,7 +279,7 @@ def test_an_entry_can_be_sent_now(make: Callable[..., Scheduler], clock: Clock) 
 class Bookkeeper(Scheduler):
     """As users write them: entries from elsewhere."""
 
-    table: dict[str, dict[str, Any]] = {}  # noqa: RUF012
+    table: dict[str, Any] = {}  # noqa: RUF012
 
     def setup_schedule(self) -> None:
         self.update_from_dict(self.table)
@@ -305,6 +305,30 @@ def test_a_class_of_ones_own_takes_entries_from_elsewhere(make: Callable[..., Sc
     assert len(sent(scheduler)) == 2
     scheduler.close()
     assert isinstance(scheduler, Bookkeeper) and scheduler.synced_times == 1
+
+
+def test_a_class_that_remembers_itself_is_believed_where_beat_knows_nothing(
+    app: App, make: Callable[..., Scheduler], clock: Clock
+) -> None:
+    # Given entries from a database that knows when they ran, in naive UTC, and one that is new there
+    def known(name: str, last_run_at: datetime | None, count: int) -> ScheduleEntry:
+        return ScheduleEntry(name, "t.task", last_run_at, count, schedule(60), app=app)
+
+    before = (START - timedelta(seconds=50)).replace(tzinfo=None)
+    Bookkeeper.table = {"old": known("old", before, 7), "new": known("new", None, 0)}
+    scheduler = make({}, Bookkeeper)
+
+    # When time goes on / Then the old one goes on from there, and the new one begins now
+    assert scheduler.next_run("old") == START + timedelta(seconds=10)
+    assert scheduler.next_run("new") == START + timedelta(seconds=60)
+    clock.forward(10)
+    scheduler.tick()
+    state = scheduler.state_of("old")
+    assert (state.count, state.sent, state.anchor) == (8, to_us(clock.now), to_us(clock.now))
+    # And what beat remembers is believed from then on
+    clock.forward(5)
+    scheduler.restore(State("l", 1, 1, {"old": EntryState(to_us(clock.now), None, 9, state.mark)}))
+    assert scheduler.next_run("old") == clock.now + timedelta(seconds=60)
 
 
 def test_entries_have_celerys_surface(app: App) -> None:
