@@ -48,7 +48,7 @@ class BeatShop(Workshop):
         super().close()
 
 
-def leads(beat: WorkerProcess, times: int = 1, within_s: float = 20.0) -> None:
+def leads(beat: WorkerProcess, times: int = 1, within_s: float = 30.0) -> None:
     """Wait until a beat leads, for so many times in all."""
 
     def look() -> None:

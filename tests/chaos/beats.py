@@ -50,6 +50,7 @@ def beats_killed(scene: Scene) -> Verdict:
             takeovers.append(_kill_leader(shop, beats))
         shop.fires(2, within_s=PATIENCE_S)
         for each in beats:
+            each.wait_for("Standing by|Leading the schedule", PATIENCE_S)
             each.stop()
         verdict = _judge(shop, kills)
         shop.workers[0].stop()

@@ -86,14 +86,24 @@ def remembered(shop: BeatShop) -> State:
 
 
 def test_it_sends_while_another_stands_by_and_takes_over_when_that_dies(shop: BeatShop) -> None:
-    # Given two beats
-    first = shop.beat()
+    # Given two beats, told to answer pings
+    first = shop.beat("--enable-remote-control", "-n", f"first@{shop.queue}")
     leads(first)
-    second = shop.beat()
+    second = shop.beat("--enable-remote-control", "-n", shop.queue)
     second.wait_for(rf"Standing by: beat@\S+ \(process {first.pid}\) leads")
     shop.fires(3)
     assert "beat_schedule_name" not in second.log
     repeated = shop.workers[0].log.count("was sent twice by beat")
+
+    # Then both answer those, and nothing else
+    names = {f"first@{shop.queue}", f"celerybeat@{shop.queue}"}
+
+    def ask() -> None:
+        answers = {name for answer in shop.app.control.ping(timeout=0.5) for name in answer}
+        assert {name for name in answers if name.endswith(shop.queue)} == names
+
+    eventually(ask, 20.0)
+    assert not shop.app.control.broadcast("stats", reply=True, timeout=0.2, destination=sorted(names))
 
     # When the one that leads is killed
     first.kill()
@@ -137,14 +147,7 @@ def test_a_leader_that_was_frozen_sends_nothing_more(shop: BeatShop) -> None:
     assert len(fired) == len(set(fired))
 
 
-def test_a_beat_of_another_app_by_the_same_name_is_told_of(shop: BeatShop) -> None:
-    # Given a beat that leads / When one with other entries is started by the same name / Then it says so
-    leads(shop.beat())
-    other = shop.beat(env={"OTHER_ENTRIES": "1"})
-    other.wait_for(f"another app's .{shop.project.name} is the name that they share; see beat_schedule_name")
-
-
-def test_what_is_no_token_is_set_aside(shop: BeatShop) -> None:
+def test_a_token_that_is_no_token_or_lost_is_made_anew(shop: BeatShop) -> None:
     # Given garbage in the queue of the token, and a leader
     first = shop.beat()
     leads(first)
@@ -161,30 +164,21 @@ def test_what_is_no_token_is_set_aside(shop: BeatShop) -> None:
         reasons.append((found.headers["x-amqptasks-reason"], found.headers["x"]))
     assert reasons == [("no-record", "y")] * 3
     shop.fires(1)
-    # And so it is where nobody leads
-    first.stop()
-    shop.publish(b"garbage", None, queue=token)
-    leads(shop.beat())
-    shop.fires(1)
 
-
-def test_a_lost_token_is_made_anew_of_the_file(shop: BeatShop) -> None:
-    # Given a beat that was stopped, which writes its file, and a broker that has lost the token
-    first = shop.beat()
-    leads(first)
-    shop.fires(1)
+    # Given that it is stopped, which writes its file, and that the broker loses the token
     first.stop()
     shop.admin.delete(shop.token)
-    (shop.directory / "broken").write_bytes(b"no database")
-    lost = len(shop.fired())
+    fired = len(shop.fired())
 
     # When another begins with the file / Then it goes on with the next number
     second = shop.beat()
     leads(second)
     shop.fires(1)
     second.stop()
-    assert len(shop.fired()) == len(set(shop.fired())) > lost
-    # And one whose file is broken begins too, and says so
+    assert len(shop.fired()) == len(set(shop.fired())) > fired
+    # And one whose file is broken begins too, and says so; so does one that finds garbage where nobody leads
+    (shop.directory / "broken").write_bytes(b"no database")
+    shop.publish(b"garbage", None, queue=token)
     third = shop.beat("-s", "broken")
     leads(third)
     assert re.search(r"cannot read the file \S+broken: .*Moved it aside", third.log)
@@ -192,8 +186,11 @@ def test_a_lost_token_is_made_anew_of_the_file(shop: BeatShop) -> None:
 
 
 def test_the_leader_carries_out_orders(shop: BeatShop) -> None:
-    # Given a leader
+    # Given a leader, and a beat of another app by the same name, which says so
     leads(shop.beat())
+    other = shop.beat(env={"OTHER_ENTRIES": "1"})
+    other.wait_for(f"another app's .{shop.project.name} is the name that they share; see beat_schedule_name")
+    other.stop()
     orders = shop.token + ".orders"
     answers = f"{shop.queue}.answers"
     shop.also_delete(answers)
@@ -213,25 +210,6 @@ def test_the_leader_carries_out_orders(shop: BeatShop) -> None:
     # And what is no order is thrown away
     shop.publish(b"\xff", None, queue=orders)
     assert ask(b'{"v":1,"command":"ping"}')["ok"]
-    shop.fires(1)
-
-
-def test_it_answers_pings_if_it_is_told_to(shop: BeatShop) -> None:
-    # Given a beat that leads and one that stands by, both told to answer, by names of their own
-    first = shop.beat("--enable-remote-control", "-n", f"first@{shop.queue}")
-    leads(first)
-    second = shop.beat("--enable-remote-control", "-n", shop.queue)
-    second.wait_for("Standing by")
-    names = {f"first@{shop.queue}", f"celerybeat@{shop.queue}"}
-
-    # When all are pinged, and asked for something else
-    def ask() -> None:
-        answers = {name for answer in shop.app.control.ping(timeout=0.5) for name in answer}
-        assert {name for name in answers if name.endswith(shop.queue)} == names
-
-    # Then those two answer the ping, and nothing else
-    eventually(ask, 20.0)
-    assert not shop.app.control.broadcast("stats", reply=True, timeout=0.5, destination=sorted(names))
     shop.fires(1)
 
 
@@ -340,10 +318,7 @@ def test_a_scheduler_of_ones_own_that_fails_does_not_end_beat(tmp_path: Path, br
     [
         (["--max-interval", "often"], "expected a number of seconds above 0, got: 'often'"),
         (["-S", "nowhere:Nothing"], "cannot find 'nowhere:Nothing'"),
-        (["-S", "json:loads"], "expected the scheduler of beat to be a class"),
-        (["-l", "LOUD"], "expected one of DEBUG"),
         (["-f", "/nowhere/log"], "cannot write the log file"),
-        (["--uid", "nobody-of-that-name"], "no user"),
     ],
 )
 def test_mistakes_are_told_on_one_line(shop: BeatShop, arguments: list[str], words: str) -> None:
