@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,6 +37,11 @@ class BeatShop(Workshop):
     def fired(self, entry: str = "second") -> list[str]:
         """Ids of what ran of an entry, in order."""
         return [line.split()[1] for line in self.ledger() if line.startswith(f"{entry} ")]
+
+    def repeated(self, since: int, entry: str = "second") -> list[str]:
+        """Ids that ran more than once among what has run of an entry after so many runs."""
+        counted = Counter(self.fired(entry)[since:])
+        return [task_id for task_id, count in counted.items() if count > 1]
 
     def fires(self, more: int = 1, entry: str = "second", within_s: float = 20.0) -> None:
         """Wait until so many more have run."""
