@@ -382,6 +382,7 @@ ROWS: dict[str, Callable[[], bool]] = {
     "Schedules: `crontab`, `schedule`, `solar`": lambda: hasattr(schedules, "crontab"),
     "A web monitor of our own": lambda: importlib.util.find_spec("amqptasks.monitor") is not None,
     "Beat: periodic tasks": _command("beat"),
+    "`schedule`: periodic tasks looked at and changed while beat runs": _command("schedule"),
 }
 
 

@@ -5,7 +5,7 @@
 know; `service.py` runs it all.
 
 Users find here what Celery has under ``celery.beat``: `Scheduler`, `PersistentScheduler`, `ScheduleEntry`,
-`BeatLazyFunc`, `SchedulingError`.
+`BeatLazyFunc`, `SchedulingError`; and `RemoteSchedule`, which asks and changes a schedule while beat runs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amqptasks.beat.entries import BeatLazyFunc, ScheduleEntry
     from amqptasks.beat.messages import SchedulingError
+    from amqptasks.beat.remote import RemoteSchedule
     from amqptasks.beat.scheduler import PersistentScheduler, Scheduler
 
-__all__ = ["BeatLazyFunc", "PersistentScheduler", "ScheduleEntry", "Scheduler", "SchedulingError"]
+__all__ = ["BeatLazyFunc", "PersistentScheduler", "RemoteSchedule", "ScheduleEntry", "Scheduler", "SchedulingError"]
 
 _HOMES = {
-    "BeatLazyFunc": "entries", "PersistentScheduler": "scheduler", "ScheduleEntry": "entries",
-    "Scheduler": "scheduler", "SchedulingError": "messages",
+    "BeatLazyFunc": "entries", "PersistentScheduler": "scheduler", "RemoteSchedule": "remote",
+    "ScheduleEntry": "entries", "Scheduler": "scheduler", "SchedulingError": "messages",
 }  # fmt: skip
 
 

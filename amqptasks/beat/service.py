@@ -206,6 +206,8 @@ class Beat:
         self._journal.begin()
         self._term = event.term
         logger.warning("beat: Leading the schedule %r: %d entries", self.names.title, len(self.scheduler.schedule))
+        # The last leader's file may be on another machine.
+        self._save()
 
     def _end_term(self, reason: str) -> None:
         self._term = ""
