@@ -55,8 +55,9 @@ class Known:
         if len(typed) < required + self.least:
             raise CliError(f"{self.name} takes more arguments: {usage}")
         if len(typed) > most and not self.rest:
-            expected = f"expected: {usage}" if most else "it takes no arguments"
-            raise CliError(f"{self.name}: too many arguments, from {text_of(typed[most])}; {expected}")
+            if not most:
+                raise CliError(f"{self.name} takes no arguments, got: {text_of(typed[0])}")
+            raise CliError(f"{self.name}: too many arguments, from {text_of(typed[most])}; expected: {usage}")
         made: dict[str, Any] = {}
         for (name, convert), text in zip(self.parameters, typed, strict=False):
             try:

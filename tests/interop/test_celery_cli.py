@@ -276,10 +276,19 @@ def test_events_are_switched(pair: tuple[Program, Worker]) -> None:
     assert program.ask(worker.name, "control", "heartbeat") is None
 
 
-def test_a_revoked_task_is_not_run(pair: tuple[Program, Worker]) -> None:
+def test_a_delayed_task_is_seen_and_revoked(pair: tuple[Program, Worker]) -> None:
     # Given a task that is not due
     program, worker = pair
-    result = worker.client.task("add").apply_async((1, 2), countdown=2)
+    result = worker.client.task("add").apply_async((1, 2), countdown=3)
+
+    # When it is asked what is scheduled, then it is there, wherever it waits
+    def is_scheduled() -> None:
+        scheduled = program.ask(worker.name, "inspect", "scheduled")
+        found = [each for each in scheduled if each["request"]["id"] == result.id]
+        assert [each["request"]["name"] for each in found] == ["interop.add"]
+        assert found[0]["eta"]
+
+    eventually(is_scheduled, TIMEOUT_S)
 
     # When it is revoked, then the worker knows, and the caller hears of it when it is due
     assert "ok" in program.ask(worker.name, "control", "revoke", result.id)
