@@ -12,6 +12,7 @@ from amqptasks.broker.declarer import Declarer
 from amqptasks.broker.link import Connection
 from amqptasks.broker.loop import Loop
 from amqptasks.entities import Queue, worker_direct
+from amqptasks.exceptions import TopologyConflict
 
 __all__ = ["Consumers", "chosen_queues"]
 
@@ -45,6 +46,8 @@ class Consumers:
         #: Those of queues that are consumed no longer, by queue.
         self._leaving: dict[str, tuple[Queue, QueueConsumer]] = {}
         self._connection: tuple[Connection, Declarer, tuple[int, ...] | None] | None = None
+        #: Who is to hear what becomes of queues that were added, by consumer.
+        self._added: dict[QueueConsumer, Callable[[TopologyConflict | None], None]] = {}
 
     @property
     def are_consuming(self) -> bool:
@@ -54,13 +57,13 @@ class Consumers:
     def up(self, connection: Connection, declarer: Declarer, version: tuple[int, ...] | None) -> None:
         """Consume over this connection from now on."""
         self._connection = connection, declarer, version
-        for consumer in self.all:
+        for consumer in list(self.all):
             consumer.up(connection, declarer, version)
 
     def down(self, reason: str) -> None:
         """Forget the connection."""
         self._connection = None
-        for consumer in self.all:
+        for consumer in list(self.all):
             consumer.down(reason)
 
     def each(self) -> list[QueueConsumer]:
@@ -71,8 +74,11 @@ class Consumers:
         """Return the queue of this name or alias, if it is consumed."""
         return next((queue for queue, _consumer in self.pairs if name in (queue.name, queue.alias)), None)
 
-    def add(self, queue: Queue) -> bool:
+    def add(self, queue: Queue, then: Callable[[TopologyConflict | None], None] = lambda _conflict: None) -> bool:
         """Consume a queue; False if it is consumed already.
+
+        Args:
+            then: Called when it is consumed, or cannot be and is left alone again.
 
         Raises:
             ValueError: There are too many.
@@ -84,9 +90,11 @@ class Consumers:
         pair = self._leaving.pop(queue.name, None)
         if pair is not None:
             self.pairs.append(pair)
+            self._added[pair[1]] = then
             pair[1].resume()
         else:
             consumer = self._make(queue)
+            self._added[consumer] = then
             self.pairs.append((queue, consumer))
             self.all.append(consumer)
             if self._connection is not None:
@@ -99,11 +107,34 @@ class Consumers:
         pair = next((each for each in self.pairs if each[0].name == queue.name), None)
         if pair is None:
             return
+        self.began(pair[1])
         self.pairs.remove(pair)
         self._leaving[queue.name] = pair
         pair[1].stop_consuming()
         self.on_change()
         self._loop.call_later(LOOK_S, lambda: self._look(pair))
+
+    def began(self, consumer: QueueConsumer) -> None:
+        """Take note that a queue is consumed."""
+        then = self._added.pop(consumer, None)
+        if then is not None:
+            then(None)
+
+    def refused(self, consumer: QueueConsumer, conflict: TopologyConflict) -> bool:
+        """Leave a queue alone that was just added and cannot be declared; False for any other.
+
+        Tried again and again it would fill the log, and whoever has added it is told.
+        """
+        then = self._added.pop(consumer, None)
+        if then is None:
+            return False
+        self.pairs[:] = [pair for pair in self.pairs if pair[1] is not consumer]
+        self.all.remove(consumer)
+        consumer.stop_consuming()
+        consumer.end()
+        self.on_change()
+        then(conflict)
+        return True
 
     def _look(self, pair: tuple[Queue, QueueConsumer]) -> None:
         queue, consumer = pair

@@ -421,7 +421,7 @@ class Worker:
 
     def _on_refused(self, consumer: QueueConsumer, conflict: TopologyConflict) -> None:
         logger.critical("%s", conflict)
-        if not self._ready:
+        if not self._consumers.refused(consumer, conflict) and not self._ready:
             # Wrong from the start: nothing mends itself here.
             self._stopping.cold("a queue cannot be declared")
 
@@ -429,7 +429,8 @@ class Worker:
         logger.critical("%s", why)
         self._stopping.cold("results cannot be stored")
 
-    def _on_consuming(self, _consumer: QueueConsumer) -> None:
+    def _on_consuming(self, consumer: QueueConsumer) -> None:
+        self._consumers.began(consumer)
         if not self._ready and self._consumers.are_consuming:
             self._ready = True
             logger.info("%s ready.", self.hostname)

@@ -9,7 +9,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -408,6 +408,26 @@ def test_queues_come_and_go_while_the_worker_runs(
     assert order("cancel_consumer", queue=other)["ok"]
     assert order("cancel_consumer", queue="nobody's") == {"ok": "no longer consuming from nobody's"}
     assert "expected" in order("add_consumer", queue="x", colour="red")["error"]
+
+
+def test_a_queue_that_cannot_be_consumed_is_left_alone(
+    shop: Workshop, ask: Callable[..., Any], order: Callable[..., Any], broker_url: str
+) -> None:
+    # Given a queue of another type than the worker declares, such as a Celery worker makes
+    other = f"{shop.queue}-foreign"
+    shop.also_delete(other)
+    with closing(pika.BlockingConnection(pika.URLParameters(broker_url))) as connection:
+        connection.channel().queue_declare(other, durable=True)
+    # When the worker is told to consume it, then it says why it does not, once, and goes on without
+    for _time in range(2):
+        assert f"queue {other!r} already exists" in order("add_consumer", queue=other)["error"]
+        assert [each["name"] for each in ask("active_queues")] == [shop.queue]
+    assert shop.workers[0].log.count(f"queue {other!r} already exists") == 2
+    # And when the queue has gone, then it does
+    shop.admin.delete(other)
+    assert order("add_consumer", queue=other) == {"ok": f"add consumer {other}"}
+    assert shop.tasks.add.apply_async((1,), queue=other).get(timeout=20) == 1
+    assert order("cancel_consumer", queue=other)["ok"]
 
 
 def test_the_pool_grows_shrinks_and_is_restarted(

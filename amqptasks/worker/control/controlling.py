@@ -7,16 +7,16 @@ import logging
 import signal as signals
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from amqptasks.entities import Exchange, Queue
-from amqptasks.exceptions import AmqptasksError, ImproperlyConfigured
+from amqptasks.exceptions import AmqptasksError, ImproperlyConfigured, TopologyConflict
 from amqptasks.wire.reprs import printable
 from amqptasks.wire.revocation import MAX_IDS, MAX_STAMPS, SIGNALS, Revocation, stamp_values
 from amqptasks.wire.task import MAX_ID_CHARACTERS
 from amqptasks.worker.control.inspecting import known_tasks
-from amqptasks.worker.control.registry import control_command, error, ok
+from amqptasks.worker.control.registry import Later, control_command, error, ok
 from amqptasks.worker.control.state import ControlState
 from amqptasks.worker.rate_limits import interval_of
 from amqptasks.worker.revoked import stamps_of
@@ -284,14 +284,25 @@ def add_consumer(
     if state.is_stopping():
         return error("the worker is about to end")
     routing = state.app.sender.routing
-    entity = state.consumers.queue(queue) or routing.named(queue)
-    if entity is None:
-        entity = _new_queue(queue, exchange, exchange_type, routing_key, options)
-        # For what goes back to it: a task that is not due, or whose process died.
-        routing.queues.setdefault(entity.name, entity)
-    if state.consumers.add(entity):
-        logger.info("Started consuming from %s", entity.name)
-    return ok(f"add consumer {queue}")
+    known = state.consumers.queue(queue) or routing.named(queue)
+    entity = known or _new_queue(queue, exchange, exchange_type, routing_key, options)
+    # For what goes back to it: a task that is not due, or whose process died.
+    routing.queues.setdefault(entity.name, entity)
+
+    def begin(answer: Callable[[Any], None]) -> None:
+        def then(conflict: TopologyConflict | None) -> None:
+            if conflict is None:
+                logger.info("Started consuming from %s", entity.name)
+                answer(ok(f"add consumer {queue}"))
+                return
+            if known is None:
+                del routing.queues[entity.name]
+            answer(error(str(conflict).partition("\n")[0]))
+
+        if not state.consumers.add(entity, then):
+            answer(ok(f"add consumer {queue}"))
+
+    return Later(begin)
 
 
 def _new_queue(name: str, exchange: Any, kind: Any, key: Any, options: Mapping[str, Any]) -> Queue:
