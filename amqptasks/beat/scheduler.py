@@ -89,6 +89,7 @@ class Scheduler(Additions):
         self._compared_at = 0.0
         self._changed: set[str] = set()
         self._gone: set[str] = set()
+        self._touched: set[str] = set()
         self._firing_id: str | None = None
         self._left_out: dict[str, int] = {}
         self._marks: dict[str, str] = {}
@@ -283,6 +284,10 @@ class Scheduler(Additions):
     def refresh(self) -> None:
         """Take over what has changed in the entries."""
         schedule = self.schedule
+        touched, self._touched = self._touched, set()
+        for name in touched:
+            if name in schedule:
+                self._enter(name, schedule[name], self.now())
         if not self._is_stale and schedule is self._watched():
             return
         if not self._is_stale:
@@ -326,9 +331,9 @@ class Scheduler(Additions):
         self._changed.add(name)
         self._known.pop(name, None)
         self._table.remove(name)
+        self._touched.add(name)
         if name not in self.schedule:
             self._gone.add(name)
-        self._is_stale = True
 
     def next_run(self, name: str) -> datetime | None:
         """Return when an entry is due next; None if it is held back, or nobody can tell."""

@@ -201,7 +201,7 @@ def resume_entry(obj: Globals, /, name: str, timeout_s: float | None) -> None:
     "-k", "--kwargs", callback=json_object, default="{}", metavar="JSON", help="Keyword arguments, an object."
 )
 @click.option("--queue", metavar="NAME", shell_complete=complete_queue, help="Send to this queue.")
-@click.option("--expires", type=float, metavar="SECONDS", help="Do not run later than this after it was due.")
+@click.option("--expires", type=float, metavar="SECONDS", help="Do not run later than this after it was sent.")
 @click.option("--priority", type=click.IntRange(0, 255), metavar="N", help="The messages' priority.")
 @click.option("--option", "pairs", multiple=True, metavar="NAME=VALUE", help="Another option of the call. May repeat.")
 @click.option(
