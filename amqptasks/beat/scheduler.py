@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -412,8 +412,14 @@ class Scheduler(Additions):
         """Return what was remembered in a file, to be used where the broker remembers nothing newer."""
         return None
 
-    def save(self, state: State) -> None:
-        """Write what is to be remembered into a file."""
+    def save(self, state: State, gone: Collection[str] | None = None) -> bool:
+        """Write what is to be remembered into a file; returns whether that was done.
+
+        Args:
+            gone: If these are given, the state has only the entries that have changed since the last time, and these
+                are no more.
+        """
+        return True
 
     def sync(self) -> None:
         """Do what is to be done now and then: for classes that keep things of their own."""
@@ -440,9 +446,9 @@ class PersistentScheduler(Scheduler):
         """Return what the file holds."""
         return self._opened().load()
 
-    def save(self, state: State) -> None:
+    def save(self, state: State, gone: Collection[str] | None = None) -> bool:
         """Write the file."""
-        self._opened().save(state)
+        return self._opened().save(state, gone)
 
     def close(self) -> None:
         """Write what there is, and close the file."""

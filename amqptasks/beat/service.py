@@ -25,7 +25,7 @@ from amqptasks.beat.leadership import Leadership
 from amqptasks.beat.naming import names_of
 from amqptasks.beat.ping import LEAST_AGE_S, Busyness, Ping, node_of
 from amqptasks.beat.scheduler import PersistentScheduler, Scheduler
-from amqptasks.beat.state import BASE, CHANGES, Journal, Record, State, assemble, to_us
+from amqptasks.beat.state import BASE, CHANGES, EntryState, Journal, Record, State, assemble, to_us
 from amqptasks.broker.link import Backoff
 from amqptasks.clock import utcnow
 from amqptasks.exceptions import ImproperlyConfigured
@@ -107,6 +107,8 @@ class Beat:
         self._term = ""
         self._state = State(uuid.uuid4().hex)
         self._orders: list[Ordered] = []
+        #: Names of the entries that have changed since the file was written.
+        self._unsaved: set[str] = set()
 
     @property
     def label(self) -> str:
@@ -252,7 +254,7 @@ class Beat:
             self._answer(orders, carried)
             if record is not None:
                 # What was added must not depend on the broker alone.
-                self._save()
+                self._save_changes()
         self._sync_if_due()
         return wait_s
 
@@ -278,6 +280,7 @@ class Beat:
         changes = scheduler.take_changes()
         if not changes and not self._journal.is_old(now):
             return None
+        self._unsaved.update(changes.entries, changes.gone)
         state.number += 1
         state.at = to_us(utcnow())
         is_base = self._journal.wants_base(now)
@@ -292,18 +295,32 @@ class Beat:
     def _sync_if_due(self) -> None:
         if self.scheduler.should_sync():
             logger.debug("beat: Synchronizing schedule...")
-            self._save()
+            self._save_changes()
             try:
                 self.scheduler.sync()
             except Exception:
                 logger.exception("beat: the scheduler's sync() failed")
 
     def _save(self) -> None:
+        """Write all of what is remembered."""
         if self._term:
-            state = self._state
-            entries, added = self.scheduler.all_states(), dict(self.scheduler.added)
-            self.scheduler.save(State(state.lineage, state.number, state.at, entries, added))
+            self._unsaved.clear()
+            self.scheduler.save(self._remembered(self.scheduler.all_states()))
             self.scheduler.synced()
+
+    def _save_changes(self) -> None:
+        """Write what has changed since the last time: of 10,000 entries all take a tenth of a second."""
+        scheduler = self.scheduler
+        entries = {name: scheduler.state_of(name) for name in self._unsaved if name in scheduler.schedule}
+        if scheduler.save(self._remembered(entries), self._unsaved - entries.keys()):
+            self._unsaved.clear()
+            scheduler.synced()
+        else:
+            self._save()
+
+    def _remembered(self, entries: dict[str, EntryState]) -> State:
+        state = self._state
+        return State(state.lineage, state.number, state.at, entries, dict(self.scheduler.added))
 
 
 def banner(beat: Beat, logfile: str | None, loglevel: str) -> str:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Collection
 from typing import Any, Final
 
 from amqptasks.beat.state import State, _added, _whole, read_entry
@@ -44,9 +45,12 @@ class StateFile:
         self._has_failed = False
         #: What was written last, so that only what changed is written.
         self._written: dict[str, str] = {}
+        #: Whether all of a state was written, and nothing has gone wrong since.
+        self._is_whole = False
 
     def load(self) -> State | None:
         """Return what the file holds; None if there is nothing, or nothing that can be read."""
+        self._is_whole = False
         try:
             connection = self._open()
             if connection is None:
@@ -56,15 +60,25 @@ class StateFile:
             self._failed(error)
             return None
 
-    def save(self, state: State) -> None:
-        """Write a state, as one transaction."""
+    def save(self, state: State, gone: Collection[str] | None = None) -> bool:
+        """Write a state, as one transaction; returns whether that was done.
+
+        Args:
+            gone: The state's entries are only those that have changed since the last time, and these are no more. It is
+                not done where there is nothing to add to: then all of the state must be written.
+        """
+        if gone is not None and not self._is_whole:
+            return False
         try:
             connection = self._open()
-            if connection is not None:
-                self._write(connection, state)
-                self._has_failed = False
+            if connection is None:
+                return False
+            self._write(connection, state, gone)
         except (self._errors(), OSError) as error:
             self._failed(error)
+            return False
+        self._has_failed, self._is_whole = False, True
+        return True
 
     def close(self) -> None:
         """Close it."""
@@ -122,32 +136,36 @@ class StateFile:
             self._written[name] = text
         return state
 
-    def _write(self, connection: Any, state: State) -> None:
+    def _write(self, connection: Any, state: State, gone: Collection[str] | None) -> None:
         head = json.dumps(
             {"lineage": state.lineage, "number": state.number, "at": state.at, "added": state.added},
         )  # fmt: skip
         wanted = {name: json.dumps(each.to_plain()) for name, each in state.entries.items()}
         changed = [(self._title, name, text) for name, text in wanted.items() if self._written.get(name) != text]
-        gone = [(self._title, name) for name in self._written if name not in wanted]
+        if gone is None:
+            gone = [name for name in self._written if name not in wanted]
+        lost = [(self._title, name) for name in gone]
         connection.execute("BEGIN IMMEDIATE")
         try:
             connection.execute("INSERT OR REPLACE INTO schedule VALUES (?, ?)", (self._title, head))
             if not self._written:
                 connection.execute("DELETE FROM entry WHERE title = ?", (self._title,))
-            connection.executemany("DELETE FROM entry WHERE title = ? AND name = ?", gone)
+            connection.executemany("DELETE FROM entry WHERE title = ? AND name = ?", lost)
             connection.executemany("INSERT OR REPLACE INTO entry VALUES (?, ?, ?)", changed)
             connection.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(self._errors()):
                 connection.execute("ROLLBACK")
             raise
-        self._written = wanted
+        for name in gone:
+            self._written.pop(name, None)
+        self._written.update(wanted)
 
     def _failed(self, error: Exception) -> None:
         import sqlite3
 
         self.close()
-        self._written = {}
+        self._written, self._is_whole = {}, False
         shown = printable(str(error), 200)
         is_away = isinstance(error, (sqlite3.OperationalError, OSError)) and "malformed" not in str(error)
         if is_away:

@@ -37,6 +37,27 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     assert taken_over is not None and taken_over.entries.keys() == {"new"}
 
 
+def test_what_changed_is_added_to_what_is_there(tmp_path: Path) -> None:
+    path = str(tmp_path / "schedule")
+    # Given a file of which nobody has written all yet / Then changes are not taken: they would not be the whole
+    StateFile(path, "shop").save(STATE)
+    file = StateFile(path, "shop")
+    file.load()
+    change = State("l", 9, 10, {"a": EntryState(6), "new": EntryState(7)}, {"new": {"task": "n"}})
+    assert file.save(change, ["ä\n"]) is False and StateFile(path, "shop").load() == STATE
+    # When all was written, and then changes / Then both are there
+    assert file.save(STATE) and file.save(change, ["ä\n"])
+    assert StateFile(path, "shop").load() == change
+    assert file.save(State("l", 11, 12), ["a"])
+    assert StateFile(path, "shop").load() == State("l", 11, 12, {"new": EntryState(7)})
+    # And what was written stays known: one that comes back is written again
+    assert file.save(State("l", 13, 14, {"a": EntryState(6)}), [])
+    found = StateFile(path, "shop").load()
+    assert found is not None and found.entries == {"new": EntryState(7), "a": EntryState(6)}
+    # And all of another state takes the place of it
+    assert file.save(STATE) and StateFile(path, "shop").load() == STATE
+
+
 def tear(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000] + b"\xff" * 500)
 
