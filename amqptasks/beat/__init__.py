@@ -2,7 +2,8 @@
 
 `schedules.py`, `crontab.py` and `solar.py` say when, as pure functions of time; `timing.py` decides what is due;
 `scheduler.py` makes the messages; `leadership.py` and `state.py` are about who sends them, and what the next one must
-know; `service.py` runs it all.
+know; `service.py` runs it all. `orders.py`, `commands.py` and `additions.py` are what it can be asked to do meanwhile,
+`remote.py` is who asks.
 
 Users find here what Celery has under ``celery.beat``: `Scheduler`, `PersistentScheduler`, `ScheduleEntry`,
 `BeatLazyFunc`, `SchedulingError`; and `RemoteSchedule`, which asks and changes a schedule while beat runs.

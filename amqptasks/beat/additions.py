@@ -17,7 +17,8 @@ from amqptasks.beat.state import MAX_DEFINITION
 from amqptasks.beat.timing import MISSED
 from amqptasks.exceptions import AmqptasksError
 from amqptasks.wire.compression import compress
-from amqptasks.wire.serializers import by_name
+from amqptasks.wire.message import Message, encode
+from amqptasks.wire.serializers import by_name, dumps
 
 __all__ = ["checked", "checked_name", "nearest", "room_left", "size_of", "warnings_of"]
 
@@ -137,7 +138,8 @@ def warnings_of(app: Any, definition: Mapping[str, Any]) -> list[str]:
     """Check a definition by what an app knows; returns what is strange, and yet may be meant.
 
     Raises:
-        ValueError: It could never be sent: the task does not take these arguments, or there is no such queue.
+        ValueError: It could never be sent: the task does not take these arguments, there is no such queue, or a message
+            cannot hold it.
     """
     name, options = definition["task"], definition["options"]
     task = app.tasks.get(name)
@@ -146,6 +148,10 @@ def warnings_of(app: Any, definition: Mapping[str, Any]) -> list[str]:
             task._check(tuple(definition["args"]), definition["kwargs"])
         if "queue" in options:
             app.sender.routing.queue(options["queue"])
+        body = (definition["args"], definition["kwargs"])
+        dumps(body, options.get("serializer") or app.conf.task_serializer, app.limits())
+        address = options.get("exchange") or "", options.get("queue") or options.get("routing_key") or ""
+        encode(Message(b"", headers=options.get("headers") or {}), *address)
     except (TypeError, AmqptasksError) as error:
         raise ValueError(str(error)) from error
     if task is None:
