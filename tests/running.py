@@ -295,6 +295,8 @@ class Workshop:
         self.project.forget()
         if self._connection is not None and self._connection.is_open:
             self._connection.close()
+        # Tests close connections, this one too: where one was lost, another is opened.
+        self.admin.close()
         for queue in self._to_delete:
             self.admin.delete(queue)
         self.admin.close()
