@@ -101,8 +101,19 @@ def _look_at(shop: Workshop, worker: WorkerProcess) -> dict[str, Any]:
 
 
 def _at_the_broker(scene: Scene) -> dict[str, int]:
-    listings = {"connections": "pid", "channels": "pid", "consumers": "queue_name", "queues": "name"}
-    return {each: len(scene.broker.ctl(f"list_{each}", column).splitlines()) for each, column in listings.items()}
+    def count(each: str, column: str) -> int:
+        return len(scene.broker.ctl(f"list_{each}", column).splitlines())
+
+    channels: list[int] = []
+
+    def is_steady() -> bool:
+        channels.append(count("channels", "pid"))
+        return channels[-2:] == channels[-1:] * 2
+
+    # Who has just connected opens one channel after the other.
+    eventually(is_steady, 20)
+    listings = {"connections": "pid", "consumers": "queue_name", "queues": "name"}
+    return {each: count(each, column) for each, column in listings.items()} | {"channels": channels[-1]}
 
 
 @contextmanager
