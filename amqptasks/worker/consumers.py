@@ -74,11 +74,11 @@ class Consumers:
         """Return the queue of this name or alias, if it is consumed."""
         return next((queue for queue, _consumer in self.pairs if name in (queue.name, queue.alias)), None)
 
-    def add(self, queue: Queue, then: Callable[[TopologyConflict | None], None] = lambda _conflict: None) -> bool:
+    def add(self, queue: Queue, then: Callable[[TopologyConflict | None], None] | None = None) -> bool:
         """Consume a queue; False if it is consumed already.
 
         Args:
-            then: Called when it is consumed, or cannot be and is left alone again.
+            then: Called when it is consumed, or cannot be and is left alone again. Without, that is the worker's fault.
 
         Raises:
             ValueError: There are too many.
@@ -90,17 +90,21 @@ class Consumers:
         pair = self._leaving.pop(queue.name, None)
         if pair is not None:
             self.pairs.append(pair)
-            self._added[pair[1]] = then
+            self._tell(pair[1], then)
             pair[1].resume()
         else:
             consumer = self._make(queue)
-            self._added[consumer] = then
+            self._tell(consumer, then)
             self.pairs.append((queue, consumer))
             self.all.append(consumer)
             if self._connection is not None:
                 consumer.up(*self._connection)
         self.on_change()
         return True
+
+    def _tell(self, consumer: QueueConsumer, then: Callable[[TopologyConflict | None], None] | None) -> None:
+        if then is not None:
+            self._added[consumer] = then
 
     def remove(self, queue: Queue) -> None:
         """Consume a queue no longer. Its tasks that are here are run and settled."""
